@@ -1,0 +1,49 @@
+# make demo | make test | make lab | make docs | make notebooks | make clean
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+# Debian's names of what pip cannot bring: venv, a compiler and Python.h for torch.compile, a browser for the tests
+HEADERS = $(PYTHON) -c "import sysconfig, pathlib, sys; sys.exit(not (pathlib.Path(sysconfig.get_paths()['include'])/'Python.h').exists())"
+define system
+@missing=""; \
+$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || missing="$$missing python3-venv"; \
+command -v g++ >/dev/null 2>&1 || missing="$$missing g++"; \
+$(HEADERS) 2>/dev/null || missing="$$missing python3-dev"; \
+for program in $(1); do command -v $$program >/dev/null 2>&1 || missing="$$missing $$program"; done; \
+if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+  echo "installing$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null || exit 1; \
+elif [ -n "$$missing" ]; then echo "not on this machine:$$missing (as root: apt-get install$$missing); going on without"; fi
+endef
+
+.PHONY: demo test lab docs notebooks clean
+demo: $(VENV)/run
+	$(BIN)/scdd run digits
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest tests $(PYTEST)
+
+lab: $(VENV)/dev
+	$(BIN)/jupyter lab nbs
+
+docs: $(VENV)/dev
+	$(BIN)/python -m scdd.site docs
+
+# run every notebook (or NB="nbs/pipeline/01_data.ipynb …"), store its outputs, export the package, write README.md
+notebooks: $(VENV)/dev
+	$(BIN)/python -m scdd.site execute $(NB)
+
+$(VENV)/run: settings.ini setup.py pyproject.toml
+	$(call system,)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the package (torch is large: the first time takes some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run
+	$(call system,chromium)
+	@echo "installing what the notebooks, the tests and the site need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) _docs _proc runs build dist *.egg-info .pytest_cache

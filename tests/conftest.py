@@ -1,0 +1,33 @@
+"Where the tests find the repository, the data and a browser; and what the run did not do, named at its end."
+import os, shutil
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_RUN = []                                   # (notebook, number of cells, why)
+SECONDS = {}                                   # notebook -> seconds
+
+@pytest.fixture(scope="session")
+def root(): return ROOT
+
+@pytest.fixture(scope="session")
+def data_root():
+    "The folder of real data sets, where this machine has one."
+    if not os.environ.get("SCDD_DATA"): pytest.skip("SCDD_DATA is not set: no photographs on this machine")
+    return Path(os.environ["SCDD_DATA"])
+
+@pytest.fixture(scope="session")
+def chromium():
+    "A browser's path."
+    path = next((shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), None)
+    if path is None: pytest.skip("no Chromium on this machine")
+    return path
+
+def pytest_terminal_summary(terminalreporter):
+    write = terminalreporter.write_line
+    if SECONDS:
+        terminalreporter.section("notebooks")
+        for name, seconds in SECONDS.items(): write(f"{name:<24} {seconds:6.1f} s")
+        write(f"{'all':<24} {sum(SECONDS.values()):6.1f} s")
+    for name, line in NOT_RUN: write(f"not run in {name}: {line}")
+    if SECONDS: write(f"cells not run: {len(NOT_RUN)}")

@@ -1,0 +1,60 @@
+"Every notebook runs from top to bottom in a real kernel, is clean, and is what the package and the README come from."
+import json, re, shutil, subprocess, sys, time
+import pytest
+from conftest import NOT_RUN, ROOT, SECONDS
+from scdd import site
+
+NOTEBOOKS = site.notebooks()
+name = lambda path: path.stem
+read = lambda path: json.loads(path.read_text(encoding="utf-8"))
+first_line = lambda cell: next((line for line in "".join(cell["source"]).splitlines() if line.strip() and not line.startswith("#|")), "")[:70]
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_runs(path):
+    for cell in read(path)["cells"]:
+        if not site.runs(cell) and "nbdev.nbdev_export(" not in "".join(cell["source"]): NOT_RUN.append((path.stem, first_line(cell)))
+    began = time.monotonic()
+    done = site.run_cells(path, timeout=900)
+    SECONDS[path.stem] = time.monotonic() - began
+    for cell in done.cells:                                         # a guarded cell says itself that its data are not here
+        for output in cell.get("outputs", []):
+            for line in output.get("text", "").splitlines():
+                if line.startswith("not run:"): NOT_RUN.append((path.stem, line))
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_is_clean(path):
+    from nbdev.clean import clean_nb
+    from execnb.nbio import dict2nb, nb2dict
+    notebook = read(path)
+    assert path.stat().st_size < 1_000_000, "over 1 MB"
+    assert "widgets" not in notebook["metadata"], "stored widget state, which GitHub does not render"
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error", f"a stored error: {output['ename']}"
+            if "image/png" in output.get("data", {}):
+                assert output["metadata"].get("image/png", {}).get("alt", "").strip(), f"a figure without alternative text: {first_line(cell)}"
+        if cell["cell_type"] == "markdown":
+            assert not re.search(r"!\[\s*\]\(|<img(?![^>]*alt=)", "".join(cell["source"])), "an image without alternative text"
+    cleaned = dict2nb(json.loads(json.dumps(notebook))); clean_nb(cleaned)
+    assert json.loads(json.dumps(nb2dict(cleaned))) == notebook, "nbdev_clean would change it"
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_outputs_are_from_this_code(path):
+    notebook = read(path)
+    assert notebook["metadata"].get("scdd", {}).get("code") == site.stamp(notebook), "stored outputs are from older code: make notebooks"
+
+def test_export_is_current(tmp_path):
+    for part in ("nbs", "scdd", "settings.ini"):
+        copy = shutil.copytree if (ROOT/part).is_dir() else shutil.copy
+        copy(ROOT/part, tmp_path/part)
+    for file in (tmp_path/"scdd").rglob("*.py"): file.unlink()
+    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
+    files = lambda root: {p.relative_to(root).as_posix(): p.read_text() for p in (root/"scdd").rglob("*.py")}
+    assert files(ROOT) == files(tmp_path)
+
+def test_readme_is_the_index(tmp_path):
+    before = (ROOT/"README.md").read_text(encoding="utf-8")
+    try: site.readme(); assert (ROOT/"README.md").read_text(encoding="utf-8") == before
+    finally: (ROOT/"README.md").write_text(before, encoding="utf-8")
+
+def test_sidebar_lists_every_page(): site.check_sidebar()
