@@ -4,8 +4,8 @@
 __all__ = ['pick', 'seed_of', 'generator', 'has_bfloat16', 'autocast', 'peak_memory', 'can_compile']
 
 # %% ../nbs/pipeline/00_device.ipynb #6c767f82
-import contextlib, functools, hashlib, resource, shutil, sys
-import torch
+import contextlib, functools, hashlib, shutil, sys
+import psutil, torch
 from .files import UserError, nearest
 
 # %% ../nbs/pipeline/00_device.ipynb #2e1c18d5
@@ -49,6 +49,8 @@ def autocast(device, precision="auto"):
 def peak_memory(device="cpu")->int:
     "The most memory in use so far, in bytes: of the device on CUDA, of the process elsewhere."
     if torch.device(device).type == "cuda": return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32": return psutil.Process().memory_info().peak_wset
+    import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 @functools.cache
