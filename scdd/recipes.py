@@ -288,7 +288,7 @@ def complaint(name: str,   # of the field, without its stage
     if kind is str: return "" if isinstance(value, str) and value else "must be a name"
     if isinstance(value, tuple): return "" if value and all(0 <= v < 1 for v in value) else "must be numbers from 0 to below 1"
     if not isinstance(value, (int, float)): return "" if get_origin(kind) is Literal else "must be a number"
-    if kind in (int, Optional[int]) and not isinstance(value, int): return "must be a whole number"
+    if kind in (int, Optional[int]) and (not isinstance(value, int) or isinstance(value, bool)): return "must be a whole number"
     if not value < float("inf") or value < 0: return "must be a finite number, 0 or more"
     if name in AT_LEAST_ONE and value < 1: return "must be at least 1"
     if name in ABOVE_ZERO and value <= 0: return "must be above 0"

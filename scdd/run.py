@@ -8,11 +8,11 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'COMMANDS', 'OWN', 'NEEDS', 'plan', '
            'make_pretrain', 'make_align', 'store_network', 'make_recover', 'make_relabel', 'agreement', 'make_figure',
            'teacher_of', 'full_data', 'steps', 'weighed', 'wanted', 'run', 'preview', 'complete', 'same_images',
            'conclude', 'typed', 'sizes', 'curves', 'summary', 'grid', 'prepare', 'grid_row', 'grid_cells', 'grid_table',
-           'write_page', 'usage', 'options', 'parse', 'nearest_option', 'value_of', 'quietly', 'plainly', 'recipes',
-           'show', 'command', 'start', 'bench', 'main']
+           'write_page', 'usage', 'options', 'parse', 'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly',
+           'recipes', 'show', 'command', 'start', 'bench', 'main']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
-import contextlib, functools, hashlib, io, json, os, re, shutil, sys, time
+import contextlib, functools, hashlib, io, itertools, json, os, re, shutil, sys, time
 from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Optional
@@ -538,8 +538,13 @@ def quietly(parse):
         with contextlib.redirect_stderr(message): return parse()
     except SystemExit as stop:
         if not stop.code: raise
-    text = re.split(r"─{4,}(?!.*╮)", re.sub(r"╭.*?╮", "", message.getvalue()))[0]
-    raise UserError(plainly(" ".join(re.sub(r"[│╰╯]", " ", text).split()))) from None
+    raise UserError(plainly(unboxed(message.getvalue()))) from None
+
+def unboxed(text: str)->str:
+    "The first paragraph below the title of a boxed message, as one line; the box may be drawn in ASCII."
+    lines = [line.strip(" │|") for line in text.splitlines()]
+    paragraphs = [" ".join(group) for ruler, group in itertools.groupby(lines, lambda line: bool(re.match("[╭╰]|[─-]{4}", line))) if not ruler]
+    return paragraphs[0 if "╭" in text or len(paragraphs) == 1 else 1]
 
 def plainly(message: str)->str:
     "The parser's message in the words of the other messages."

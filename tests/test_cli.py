@@ -1,0 +1,76 @@
+"The command line: quick, patient with mistakes, and documented."
+import subprocess, sys
+import pytest
+from scdd.recipes import RECIPES, fields, flatten, is_dataclass
+from scdd.run import main, parse
+
+def scdd(*words, **keywords): return subprocess.run([sys.executable, "-m", "scdd", *words], capture_output=True, text=True, **keywords)
+
+def test_help_imports_no_torch():
+    for words in (["--help"], ["run", "digits", "--help"], ["recipes"], ["--version"]):
+        code = f"import sys\nfrom scdd.run import main\ntry: main({words})\nexcept SystemExit: pass\nprint('LOADED', [m for m in ('torch', 'numpy', 'timm', 'matplotlib') if m in sys.modules])"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert said.strip().endswith("LOADED []"), words
+
+def test_module_and_exit_codes():
+    assert scdd("--version").stdout.startswith("scdd ")
+    assert scdd("recipes").returncode == 0
+    wrong = scdd("run", "digit")
+    assert wrong.returncode == 2 and wrong.stderr == "scdd: digit: there is no such recipe; did you mean 'digits'?; 'scdd recipes' lists them\n" and not wrong.stdout
+
+def test_help_documents_every_value(capsys):
+    with pytest.raises(SystemExit) as stop: main(["run", "digits", "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    for name in flatten(RECIPES["digits"]):
+        if "." in name: assert f"--{name} " in said, name
+    for name in ("data", "out", "device", "seed", "reuse", "grid"): assert f"--{name}" in said
+    assert "Adam steps for each batch of images (default: 300)" in " ".join(said.replace("│", " ").split())
+
+def test_recipes_are_listed(capsys):
+    assert main(["recipes"]) == 0
+    said = capsys.readouterr().out
+    for recipe in RECIPES.values(): assert recipe.name in said and recipe.about in said and recipe.needs in said
+
+@pytest.mark.parametrize("words, said", [
+    (["runn"], "runn: there is no such command; did you mean 'run'?"),
+    (["run"], "scdd run needs the name of a recipe: digits"),
+    (["run", "--recover.steps", "5"], "scdd run needs the name of a recipe"),
+    (["run", "digits", "--recover.step", "5"], "--recover.step: there is no such option; did you mean '--recover.steps'?"),
+    (["run", "digits", "--steps", "5"], "--steps: there is no such option; did you mean '--recover.steps'?"),
+    (["run", "digits", "--dat", "x"], "--dat: there is no such option; did you mean '--data'?"),
+    (["run", "digits", "--zzzzz"], "--zzzzz: there is no such option; 'scdd run digits --help' lists them"),
+    (["run", "digits", "-x"], "Unrecognized options: -x"),
+    (["run", "digits", "--recover.init", "nois"], "--recover.init nois: there is no such choice; did you mean 'noise'?"),
+    (["run", "digits", "--recover.flip", "maybe"], "--recover.flip maybe: there is no such choice"),
+    (["run", "digits", "--recover.steps", "many"], "--recover.steps: must be a whole number, not 'many'"),
+    (["run", "digits", "--recover.r_bn=much"], "--recover.r_bn: must be a number, not 'much'"),
+    (["run", "digits", "--recover.betas", "0.5"], "Missing value for argument '--recover.betas'"),
+    (["run", "digits", "--recover.ipc", "0"], "--recover.ipc 0: must be at least 1"),
+    (["run", "digits", "--pretrain.method", "din"], "--pretrain.method din: there is no such method; did you mean 'dino'?"),
+    (["train", "digits", "--grid"], "--grid: there is no such option"),
+    (["show"], "scdd show needs a run folder"),
+])
+def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):
+    assert main(words) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith(f"scdd: {said}") and error.count("\n") == 1 and not out
+
+def test_words_become_a_recipe():
+    recipe, own = parse("run", ["digits", "--recover.learning-rate", "0.5", "--recover.betas", "0.1", "0.2", "--recover.flip", "True", "--data.classes=3", "--data", "here", "--seed", "4", "--reuse", "a", "b", "--grid"])
+    assert (recipe.recover.learning_rate, recipe.recover.betas, recipe.recover.flip, recipe.data.classes) == (0.5, (0.1, 0.2), True, 3)
+    assert own == {"data": "here", "out": None, "device": "auto", "seed": 4, "reuse": ("a", "b"), "grid": True}
+    assert parse("run", ["digits"])[0] == RECIPES["digits"]
+
+def test_a_method_brings_its_values():
+    recipe, _ = parse("run", ["digits", "--pretrain.temperature", "0.3", "--pretrain.method=mocov2"])
+    assert (recipe.pretrain.method, recipe.pretrain.queue, recipe.pretrain.temperature) == ("mocov2", 1024, 0.3)
+
+def test_interruption_is_one_line(monkeypatch, capsys):
+    def stop(*_, **__): raise KeyboardInterrupt
+    monkeypatch.setattr("scdd.run.run", stop)
+    assert main(["run", "digits"]) == 130
+    assert capsys.readouterr().err.strip() == "scdd: stopped; the same command goes on"
+
+def test_show_of_no_run(tmp_path, capsys):
+    assert main(["show", str(tmp_path)]) == 2 and "is no run folder" in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"Recipes: complete, documented, checked, and free of torch."
+import json, subprocess, sys
+from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass
+import pytest
+from scdd import recipes
+from scdd.files import UserError
+from scdd.recipes import RECIPES, Recipe, check, comments, difference, find_recipe, flatten, from_dict, grid_recipes, override, with_method
+
+def test_every_recipe_is_valid_and_survives_json():
+    for name, recipe in RECIPES.items():
+        assert recipe.name == name and recipe.about and recipe.needs
+        assert from_dict(json.loads(json.dumps(asdict(check(recipe))))) == recipe
+
+def test_every_value_is_documented():
+    for part in fields(Recipe):
+        kind = type(getattr(RECIPES["digits"], part.name))
+        if is_dataclass(kind): assert set(comments(kind)) == {f.name for f in fields(kind)}, kind
+
+def test_recipes_import_no_torch():
+    code = "import sys, scdd.recipes; print([m for m in ('torch', 'numpy', 'torchvision', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+def test_frozen():
+    with pytest.raises(FrozenInstanceError): RECIPES["digits"].name = "x"
+
+def test_override_changes_nothing_else():
+    changed = override(RECIPES["digits"], {"recover.steps": 7, "recover.betas": (0.1, 0.2)})
+    assert difference(RECIPES["digits"], changed) == {"recover.steps": (RECIPES["digits"].recover.steps, 7), "recover.betas": ((0.5, 0.9), (0.1, 0.2))}
+
+@pytest.mark.parametrize("values, words", [
+    ({"recover.step": 5}, "--recover.step: there is no such value; did you mean 'recover.steps'?"),
+    ({"recover.init": "nois"}, "--recover.init nois: there is no such choice; did you mean 'noise'?"),
+    ({"recover.ipc": 0}, "--recover.ipc 0: must be at least 1"),
+    ({"recover.steps": 1.5}, "--recover.steps 1.5: must be a whole number"),
+    ({"recover.steps": True}, "--recover.steps True: must be a whole number"),
+    ({"recover.learning_rate": -1.0}, "--recover.learning_rate -1.0: must be a finite number, 0 or more"),
+    ({"recover.r_bn": float("nan")}, "--recover.r_bn nan: must be a finite number, 0 or more"),
+    ({"train.crop_min": 1.5}, "--train.crop_min 1.5: must be at most 1"),
+    ({"train.temperature": 0.0}, "--train.temperature 0.0: must be above 0"),
+    ({"recover.betas": (0.5, 1.0)}, "--recover.betas (0.5, 1.0): must be numbers from 0 to below 1"),
+    ({"data.classes": 0}, "--data.classes 0: must be at least 1"),
+    ({"pretrain.method": "mocov4"}, "--pretrain.method mocov4: there is no such method; did you mean 'mocov3'?"),
+])
+def test_bad_values(values, words):
+    with pytest.raises(UserError) as error: override(RECIPES["digits"], values)
+    assert str(error.value).startswith(words) and "\n" not in str(error.value)
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'digits'"): find_recipe("digit")
+
+def test_a_method_brings_its_values_and_yours_win():
+    dino = with_method(RECIPES["digits"], "dino")
+    assert dino.pretrain.prototypes == recipes.METHOD_VALUES["dino"]["prototypes"]
+    assert override(RECIPES["digits"], {"pretrain.method": "dino", "pretrain.prototypes": 7}).pretrain.prototypes == 7
+    assert with_method(RECIPES["cifar100-scdd"], "mocov2") == RECIPES["cifar100-scdd"]  # already its method: the published values stay
+    assert set(recipes.METHOD_VALUES) == set(recipes.get_args(recipes.get_type_hints(recipes.Pretrain)["method"]))
+
+def test_unknown_value_in_a_file_is_refused():
+    with pytest.raises(UserError, match="knows no such value"): from_dict(asdict(RECIPES["digits"]) | {"labels": "soft"})
+
+def test_grid_has_every_combination_once():
+    cells = grid_recipes(RECIPES["cifar100-mini"])
+    assert len(cells) == 4 * 2 * 2 + 2 == len({json.dumps(flatten(cell), sort_keys=True) for cell in cells.values()})
+    assert {cell.pretrain.method for name, cell in cells.items() if not name.startswith("supervised")} == {"mocov2", "mocov3", "swav", "dino"}
