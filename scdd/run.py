@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'COMMANDS', 'OWN', 'NEEDS', 'plan', 'behind', 'key', 'stopwatch', 'elsewhere', 'once',
-           'say', 'duration', 'weight', 'copy', 'claim', 'version', 'locked', 'hold', 'Work', 'make_data',
+           'readable', 'say', 'duration', 'weight', 'copy', 'claim', 'version', 'locked', 'hold', 'Work', 'make_data',
            'make_pretrain', 'make_align', 'store_network', 'make_recover', 'make_relabel', 'agreement', 'make_figure',
            'teacher_of', 'full_data', 'steps', 'weighed', 'wanted', 'run', 'preview', 'complete', 'same_images',
            'conclude', 'typed', 'sizes', 'curves', 'summary', 'grid', 'prepare', 'grid_row', 'grid_cells', 'grid_table',
@@ -99,7 +99,7 @@ def once(folder: Path,  # of the run
     place, kept = folder/name, folder/".checkpoints"/name
     if (place/"stage.json").is_file(): return read_json(place/"stage.json")
     found = elsewhere(name, wanted, reuse)
-    with writing(place) as beside, stopwatch(kept) as seconds:
+    with readable(place), writing(place) as beside, stopwatch(kept) as seconds:
         if found: copy(found/name, beside)
         else:
             beside.mkdir(parents=True)
@@ -109,6 +109,20 @@ def once(folder: Path,  # of the run
     facts = read_json(place/"stage.json")
     say(f"{facts['line']}, " + (f"taken from {found}" if found else duration(facts["seconds"])))
     return facts
+
+# %% ../nbs/pipeline/11_run.ipynb #4056bd1f
+@contextlib.contextmanager
+def readable(place: Path,  # of the result in work
+            ):
+    "Turn what libraries say about a full disk or memory into one line for the user."
+    try: yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        said = str(error)
+        if re.search("No space left|file write failed", said) or getattr(error, "errno", None) == 28:
+            raise UserError(f"{place}: the disk is full; free some space, and the same command goes on") from error
+        if isinstance(error, MemoryError) or re.search("out of memory|not enough memory", said):
+            raise UserError(f"{place}: the memory is full; give a smaller batch to this stage (--recover.micro_batch changes no result), and another --out") from error
+        raise
 
 # %% ../nbs/pipeline/11_run.ipynb #29507e3f
 def say(line: str):

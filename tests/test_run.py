@@ -1,0 +1,175 @@
+"Run folders: nothing is made twice, nothing is half-written, and a killed run ends like one that was left alone."
+import errno, json, os, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from scdd import run as runs
+from scdd.files import UserError, read_json, write_json
+from scdd.recipes import GRID, RECIPES, grid_recipes, override
+from scdd.run import behind, claim, elsewhere, key, locked, main, plan, run, show
+
+DIGITS = override(RECIPES["digits"], {"data.classes": 3, "recover.ipc": 2})
+
+# --- stages of straw: they make nothing, at once, and remember that they were asked -----------------------------------
+
+@pytest.fixture
+def straw(monkeypatch):
+    "Stages that only note their names; each can be told to fail."
+    class Straw: made, fail = [], {}
+    Straw.made = []; Straw.fail = {}
+    curve = [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
+    def make(work, name, folder, kept):
+        if name in Straw.fail: raise Straw.fail[name]
+        Straw.made.append((name, key(name, work.recipe, work.seed, work.train.fingerprint)))
+        facts = {"curve": curve, "accuracy": 0.5, "image_bytes": 1, "peak_memory_bytes": 1, "fingerprint": work.train.fingerprint, "test_fingerprint": work.test.fingerprint}
+        if name.startswith("train/"): facts["result"] = {"mean": 0.5, "std": None, "n": 1, "values": [0.5], "curves": [curve], "seconds": 0.0}
+        return facts, name
+    monkeypatch.setattr(runs, "steps", lambda work: {name: (lambda folder, kept, name=name: make(work, name, folder, kept)) for name in plan(work.recipe)})
+    monkeypatch.setattr(runs.Work, "distilled", property(lambda work: work.random(0)))
+    return Straw
+
+names = lambda straw: [name for name, _ in straw.made]
+
+def test_a_run_makes_everything_once(straw, tmp_path):
+    report = run(DIGITS, tmp_path/"run")
+    assert names(straw) == list(plan(DIGITS)) and report.accuracy["full_data"]["mean"] == 0.5
+    before = (tmp_path/"run/report.html").stat().st_mtime_ns
+    assert run(DIGITS, tmp_path/"run").accuracy == report.accuracy
+    assert len(straw.made) == len(plan(DIGITS)) and (tmp_path/"run/report.html").stat().st_mtime_ns == before
+    assert not list((tmp_path/"run").rglob(".*.part"))
+
+def test_until_makes_no_more_than_it_needs(straw, tmp_path):
+    recipe = override(DIGITS, {"relabel.teacher": "supervised"})
+    assert run(recipe, tmp_path/"run", until="recover") == tmp_path/"run"
+    assert names(straw) == ["data", "pretrain/ssl", "align/ssl", "recover"]
+    run(recipe, tmp_path/"run")
+    assert sorted(names(straw)) == sorted(plan(recipe))
+
+def test_a_failed_stage_leaves_nothing_and_is_made_next_time(straw, tmp_path):
+    straw.fail["relabel"] = RuntimeError("the power went")
+    with pytest.raises(RuntimeError): run(DIGITS, tmp_path/"run")
+    assert not (tmp_path/"run/relabel").exists() and not list((tmp_path/"run").rglob(".*.part"))
+    straw.fail.clear(); run(DIGITS, tmp_path/"run")
+    assert sorted(names(straw)) == sorted(plan(DIGITS))
+
+def test_ctrl_c_keeps_what_is_done(straw, tmp_path, capsys):
+    straw.fail["recover"] = KeyboardInterrupt()
+    words = ["run", "digits", "--data.classes", "3", "--recover.ipc", "2", "--out", str(tmp_path/"run")]
+    assert main(words) == 130 and "stopped; the same command goes on" in capsys.readouterr().err
+    straw.fail.clear()
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "data\n" not in out and f"report: {tmp_path/'run/report.html'}" in out and "distilled, soft labels" in out
+
+def test_another_recipe_or_seed_is_refused(straw, tmp_path):
+    run(DIGITS, tmp_path/"run", until="data")
+    for recipe, seed, words in ((override(DIGITS, {"recover.steps": 7}), 0, "--recover.steps 300, and now it is 7"), (DIGITS, 1, "--seed 0, and now it is 1")):
+        with pytest.raises(UserError) as error: run(recipe, tmp_path/"run", seed=seed)
+        assert words in str(error.value) and "give another --out" in str(error.value)
+    with pytest.raises(UserError, match="was made by the recipe digits, not cifar100-mini"): claim(tmp_path/"run", RECIPES["cifar100-mini"], 0)
+
+def test_a_folder_of_something_else_is_refused(straw, tmp_path):
+    (tmp_path/"thesis.tex").write_text("…")
+    with pytest.raises(UserError, match="holds thesis.tex and no recipe.json"): run(DIGITS, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.tex"]
+
+@pytest.mark.parametrize("note", ["recipe.json", "data/stage.json", "recover/stage.json"])
+def test_a_note_cut_short_is_named(straw, tmp_path, note, capsys):
+    run(DIGITS, tmp_path, until="recover")
+    text = (tmp_path/note).read_text(); (tmp_path/note).write_text(text[:len(text) // 2])
+    with pytest.raises(UserError) as error: run(DIGITS, tmp_path)
+    assert str(tmp_path/note) in str(error.value) and "\n" not in str(error.value)
+
+def test_changed_images_are_noticed(straw, tmp_path):
+    run(DIGITS, tmp_path, until="data")
+    facts = read_json(tmp_path/"data/stage.json"); write_json(tmp_path/"data/stage.json", facts | {"fingerprint": "of other images"})
+    with pytest.raises(UserError, match="was begun with other train images of digits"): run(DIGITS, tmp_path)
+
+def test_missing_data_leave_nothing(tmp_path, capsys):
+    assert main(["run", "digits", "--data.name", str(tmp_path/"nowhere"), "--out", str(tmp_path/"run")]) == 2
+    assert main(["run", "digits", "--recover.ipc", "4000", "--out", str(tmp_path/"run")]) == 2
+    assert main(["run", "digits", "--device", "cudo", "--out", str(tmp_path/"run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 3 and "nowhere" in error and "4000" in error and "cudo" in error and not (tmp_path/"run").exists()
+
+def test_full_disk(straw, tmp_path, monkeypatch, capsys):
+    words = ["run", "digits", "--data.classes", "3", "--recover.ipc", "2", "--out", str(tmp_path/"run")]
+    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) if Path(b).name == "recover" else os.rename(a, b))
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "the disk is full" in error and error.count("\n") == 1 and not (tmp_path/"run/recover").exists() and not list((tmp_path/"run").rglob(".*.part"))
+    monkeypatch.undo()
+
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail at inline_container.cc:659] . PytorchStreamWriter failed writing file data/3: file write failed"),
+                                   RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")])
+def test_full_disk_as_torch_and_safetensors_say_it(straw, tmp_path, capsys, error):
+    straw.fail["recover"] = error
+    assert main(["run", "digits", "--data.classes", "3", "--recover.ipc", "2", "--out", str(tmp_path/"run")]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+
+def test_one_process_at_a_time(tmp_path):
+    code = f"import sys, time\nfrom scdd.run import locked\nfrom pathlib import Path\nwith locked(Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match=f"another run is at work in it \\(process {other.pid}\\)"):
+            with locked(tmp_path): pass
+    finally: other.kill(); other.wait()
+    with locked(tmp_path): assert (tmp_path/".lock").read_text() == str(os.getpid())  # a lock dies with its process
+
+def test_leftovers_of_a_killed_process_are_removed(straw, tmp_path):
+    (tmp_path/".recover.12345.part").mkdir(parents=True)
+    run(DIGITS, tmp_path, until="data")
+    assert not (tmp_path/".recover.12345.part").exists()
+
+# --- keys and reuse -----------------------------------------------------------------------------------------------------
+
+def changed_by(values): 
+    other = override(DIGITS, values)
+    return {name for name in plan(other) if name not in plan(DIGITS) or key(name, DIGITS, 0, "f") != key(name, other, 0, "f")}
+
+def test_keys_follow_the_plan():
+    judged = {"train/distilled_soft", "train/distilled_hard", "train/random_soft", "train/random_hard"}
+    assert changed_by({"recover.steps": 7}) == {"recover", "relabel", "train/distilled_soft", "train/distilled_hard"}
+    assert changed_by({"recover.ipc": 5}) == {"recover", "relabel", *judged}
+    assert changed_by({"hard.epochs": 7}) == {"train/distilled_hard", "train/random_hard"}
+    assert changed_by({"relabel.teacher_bn": "batch"}) == {"relabel", "train/distilled_soft", "train/random_soft"}
+    assert changed_by({"relabel.teacher": "supervised"}) == {"relabel", "train/distilled_soft", "train/random_soft"}
+    assert changed_by({"full.epochs": 7}) == {"train/full_data"}
+    assert changed_by({"data.classes": 4}) == set(plan(DIGITS))
+    assert all(key(name, DIGITS, 0, "f") != key(name, DIGITS, 1, "f") and key(name, DIGITS, 0, "f") != key(name, DIGITS, 0, "g") for name in plan(DIGITS))
+
+def test_full_data_is_the_supervised_network_where_they_agree():
+    assert plan(DIGITS)["train/full_data"][0] == ["pretrain/supervised"]
+    other = override(DIGITS, {"student.width": 8})
+    assert plan(other)["train/full_data"][0] == ["data"] and "pretrain/supervised" not in plan(other)
+
+def test_reuse_takes_over_what_does_not_change(straw, tmp_path, capsys):
+    run(DIGITS, tmp_path/"a"); straw.made.clear()
+    run(override(DIGITS, {"recover.steps": 7}), tmp_path/"b", reuse=[tmp_path/"a"])
+    assert set(names(straw)) == {"recover", "relabel", "train/distilled_soft", "train/distilled_hard"}
+    assert f"taken from {tmp_path/'a'}" in capsys.readouterr().out
+    assert elsewhere("recover", "no such key", [tmp_path/"a", tmp_path/"nowhere"]) is None
+
+def test_grid_makes_nothing_twice_and_goes_on(straw, tmp_path):
+    words = ["run", "digits", "--data.classes", "3", "--recover.ipc", "2", "--out", str(tmp_path), "--grid"]
+    straw.fail["train/distilled_soft"] = KeyboardInterrupt()
+    assert main(words) == 130 and not (tmp_path/"grid.json").exists()
+    straw.fail.clear()
+    assert main(words) == 0
+    count = lambda name: names(straw).count(name)
+    assert len(set(straw.made)) == len(straw.made)  # every result has been made once
+    assert count("pretrain/ssl") == 4 and count("pretrain/supervised") == count("data") == count("train/random_hard") == count("train/full_data") == 1
+    assert count("recover") == 4 * 2 + 2 and count("train/distilled_soft") == 18 and count("train/distilled_hard") == 10 and count("train/random_soft") == 5
+    rows = read_json(tmp_path/"grid.json")["rows"]
+    assert [row["cell"] for row in rows] == list(grid_recipes(DIGITS)) and "<td>50.0</td>" in (tmp_path/"grid.html").read_text()
+    made = len(straw.made); assert main(words) == 0 and len(straw.made) == made
+    assert "| mocov2 | noise | ssl" not in show(tmp_path) and "| swav | patch | supervised |" in show(tmp_path)
+
+def test_seconds_survive_an_interruption(tmp_path):
+    def attempt(fail):
+        with runs.stopwatch(tmp_path) as seconds:
+            time.sleep(0.2); (tmp_path/"checkpoint.pt").write_text("…"); time.sleep(0.3)
+            if fail: raise KeyboardInterrupt
+            return seconds()
+    with pytest.raises(KeyboardInterrupt): attempt(True)
+    assert 0.65 <= attempt(False) <= 0.95  # 0.2 s that the checkpoint kept, and 0.5 s; the 0.3 s after it were lost
