@@ -235,8 +235,10 @@ def make_data(work, folder, kept):
 
 def make_pretrain(work, folder, kept, config):
     "Chapter 04: compression."
+    from scdd.align import accuracy
     from scdd.pretrain import pretrain
     network = pretrain(work.train, work.recipe.network, config, work.seed, work.device, work.test, kept)
+    if config.method == "supervised": network.about["accuracy"] = accuracy(network, work.test, work.device, precision=config.precision)
     return store_network(network, folder, f"pretrain {config.method} {config.epochs} epochs")
 
 def make_align(work, folder, kept):
@@ -249,14 +251,12 @@ def make_align(work, folder, kept):
 def store_network(network, folder, title):
     "A network as safetensors, and what the reader wants to know of it."
     from scdd.models import save_network
-    about = dict(network.about)
+    about = network.about
     save_network(folder/"network.safetensors", network, about)
-    last = (about.get("curve") or [{}])[-1]
-    figures = {"accuracy": about.get("align", {}).get("accuracy", about.get("accuracy", last.get("accuracy"))), "k-NN": last.get("knn")}
-    if "align" in about: figures.pop("k-NN")
-    figures = {name: value for name, value in figures.items() if value is not None}
-    shown = "".join(f", {name} {100 * value:.1f} %" for name, value in figures.items())
-    return {"accuracy": figures.get("accuracy"), "curve": about.get("align", about).get("curve", [])}, title + (":" + shown[1:] if shown else "")
+    probe, measured = about.get("align", {}), next((row for row in reversed(about["curve"]) if "knn" in row), {})
+    accuracy = probe.get("accuracy", about.get("accuracy"))
+    shown = f": accuracy {100 * accuracy:.1f} %" if accuracy is not None else f": k-NN {100 * measured['knn']:.1f} %" if measured else ""
+    return {"accuracy": accuracy, "curve": (probe or about)["curve"]}, title + shown
 
 # %% ../nbs/pipeline/11_run.ipynb #3a7bc8b7
 def make_recover(work, folder, kept):

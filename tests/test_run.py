@@ -24,6 +24,7 @@ def straw(monkeypatch):
         if name.startswith("train/"): facts["result"] = {"mean": 0.5, "std": None, "n": 1, "values": [0.5], "curves": [curve], "seconds": 0.0}
         return facts, name
     monkeypatch.setattr(runs, "steps", lambda work: {name: (lambda folder, kept, name=name: make(work, name, folder, kept)) for name in plan(work.recipe)})
+    monkeypatch.setattr("scdd.train.page", lambda *_: "<html>")  # drawing is chapter 09's business
     monkeypatch.setattr(runs.Work, "distilled", property(lambda work: work.random(0)))
     return Straw
 
@@ -150,7 +151,8 @@ def test_reuse_takes_over_what_does_not_change(straw, tmp_path, capsys):
     assert f"taken from {tmp_path/'a'}" in capsys.readouterr().out
     assert elsewhere("recover", "no such key", [tmp_path/"a", tmp_path/"nowhere"]) is None
 
-def test_grid_makes_nothing_twice_and_goes_on(straw, tmp_path):
+def test_grid_makes_nothing_twice_and_goes_on(straw, tmp_path, monkeypatch):
+    monkeypatch.setattr("scdd.recipes.GRID", GRID | {"pretrain.method": ("mocov2", "dino")})
     words = ["run", "digits", "--data.classes", "3", "--recover.ipc", "2", "--out", str(tmp_path), "--grid"]
     straw.fail["train/distilled_soft"] = KeyboardInterrupt()
     assert main(words) == 130 and not (tmp_path/"grid.json").exists()
@@ -158,12 +160,12 @@ def test_grid_makes_nothing_twice_and_goes_on(straw, tmp_path):
     assert main(words) == 0
     count = lambda name: names(straw).count(name)
     assert len(set(straw.made)) == len(straw.made)  # every result has been made once
-    assert count("pretrain/ssl") == 4 and count("pretrain/supervised") == count("data") == count("train/random_hard") == count("train/full_data") == 1
-    assert count("recover") == 4 * 2 + 2 and count("train/distilled_soft") == 18 and count("train/distilled_hard") == 10 and count("train/random_soft") == 5
+    assert count("pretrain/ssl") == 2 and count("pretrain/supervised") == count("data") == count("train/random_hard") == count("train/full_data") == 1
+    assert count("recover") == 2 * 2 + 2 and count("train/distilled_soft") == 10 and count("train/distilled_hard") == 6 and count("train/random_soft") == 3
     rows = read_json(tmp_path/"grid.json")["rows"]
     assert [row["cell"] for row in rows] == list(grid_recipes(DIGITS)) and "<td>50.0</td>" in (tmp_path/"grid.html").read_text()
     made = len(straw.made); assert main(words) == 0 and len(straw.made) == made
-    assert "| mocov2 | noise | ssl" not in show(tmp_path) and "| swav | patch | supervised |" in show(tmp_path)
+    assert "| dino | patch | supervised | 50.0 |" in show(tmp_path)
 
 def test_seconds_survive_an_interruption(tmp_path):
     def attempt(fail):
@@ -173,3 +175,64 @@ def test_seconds_survive_an_interruption(tmp_path):
             return seconds()
     with pytest.raises(KeyboardInterrupt): attempt(True)
     assert 0.65 <= attempt(False) <= 0.95  # 0.2 s that the checkpoint kept, and 0.5 s; the 0.3 s after it were lost
+
+# --- the real stages ----------------------------------------------------------------------------------------------------
+
+TINY = ("--data.classes 3 --network.width 8 --student.width 8 --pretrain.epochs 4 --pretrain.batch 128 --pretrain.measure_every 0 --supervised.epochs 2 "
+        "--full.epochs 2 --supervised.measure_every 0 --full.measure_every 0 --align.epochs 2 --recover.steps 30 --recover.ipc 2 "
+        "--train.epochs 20 --hard.epochs 20 --train.batch 2 --hard.batch 2 --recover.compile off").split()
+OFTEN = "import sys, scdd.files; scdd.files.Checkpoint.__init__.__defaults__ = (None, 0.0); from scdd.run import main; sys.exit(main(sys.argv[1:]))"  # checkpoints at every step
+
+def start(folder): return subprocess.Popen([sys.executable, "-c", OFTEN, "run", "digits", *TINY, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+def kill_when(process, there, within=120):
+    "kill -9 as soon as something is there; whether it came to that."
+    end = time.monotonic() + within
+    while process.poll() is None and time.monotonic() < end:
+        if there(): process.kill(); process.communicate(); return True
+        time.sleep(0.002)
+    raise AssertionError(f"the run ended before it was to be killed: {process.communicate()}")
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    "A run that nobody disturbs."
+    folder = tmp_path_factory.mktemp("alone")/"run"
+    out, error = (process := start(folder)).communicate(timeout=240)
+    assert process.returncode == 0, error
+    return folder, out
+
+def test_a_killed_run_ends_like_one_left_alone(alone, tmp_path):
+    folder, kept = tmp_path/"run", tmp_path/"run/.checkpoints"
+    for stage in ("pretrain/ssl", "recover", "train/distilled_soft"):
+        assert kill_when(start(folder), lambda: any(kept.joinpath(stage).rglob("checkpoint.pt")))
+        assert not (folder/stage).exists() and (folder/"recipe.json").is_file() and not (folder/"report.json").exists()
+    out, error = (process := start(folder)).communicate(timeout=240)
+    assert process.returncode == 0, error
+    assert "pretrain simclr" not in out and "distilled, soft labels" in out  # the first was done before the last attempt
+    killed, whole = (read_json(place/"report.json") for place in (folder, alone[0]))
+    assert killed["accuracy"] == whole["accuracy"] and killed["recipe"] == whole["recipe"]
+    for name in ("pretrain/ssl/network.safetensors", "align/ssl/network.safetensors"):
+        from safetensors.torch import load_file
+        ours, theirs = load_file(folder/name), load_file(alone[0]/name)
+        assert all((ours[k] == theirs[k]).all() for k in theirs), name
+    assert {path.name: path.read_bytes() for path in (folder/"recover").rglob("*.png")} == {path.name: path.read_bytes() for path in (alone[0]/"recover").rglob("*.png")}
+    assert not list(folder.rglob(".*.part")) and not list(folder.rglob("checkpoint.pt"))
+
+def test_the_report_is_complete(alone):
+    folder, out = alone
+    report = read_json(folder/"report.json")
+    assert set(report["accuracy"]) == set(runs.FIGURES) and {"recipe", "commit", "device", "versions", "seconds", "bytes", "peak_memory_bytes"} <= set(report)
+    for figure in report["accuracy"].values(): assert 0 <= figure["mean"] <= 1 and figure["std"] is None and figure["n"] == 1
+    assert set(report["seconds"]) == set(plan(DIGITS)) and report["peak_memory_bytes"] > 1e8 and report["command"].startswith("scdd run digits --data.classes 3")
+    page = (folder/"report.html").read_text()
+    assert "data:image/png;base64," in page and "http://" not in page and "https://" not in page
+    assert out.splitlines()[-1] == f"report: {folder/'report.html'}" and "all real images" in out
+
+def test_a_network_cut_short_is_named(alone, tmp_path, capsys):
+    import shutil
+    shutil.copytree(alone[0], tmp_path/"run")
+    for name in ("recover", "relabel", "train", "report.json", "report.html"): runs.remove(tmp_path/"run"/name)
+    path = tmp_path/"run/align/ssl/network.safetensors"; data = path.read_bytes(); path.write_bytes(data[:len(data) // 2])
+    assert main(["run", "digits", *TINY, "--out", str(tmp_path/"run")]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and error.count("\n") == 1 and not (tmp_path/"run/recover").exists()
