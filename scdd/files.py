@@ -5,7 +5,7 @@ __all__ = ['UserError', 'nearest', 'writing', 'remove', 'write_json', 'read_json
            'progress', 'code_hash']
 
 # %% ../nbs/pipeline/00_files.ipynb #664c536b
-import difflib, hashlib, importlib, json, os, re, shutil, time
+import difflib, hashlib, importlib, json, os, re, shutil, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,9 +95,10 @@ class Checkpoint:
 # %% ../nbs/pipeline/00_files.ipynb #507de7df
 def progress(iterable, description, unit="step", total=None, initial=0):
     "A bar for whatever lasts more than two seconds; nothing in a stored notebook."
-    import sys
     from tqdm.auto import tqdm
-    return tqdm(iterable, description, total, unit=unit, initial=initial, delay=2, mininterval=0.5, leave=False, disable=None if sys.stderr.isatty() else "ipykernel" in sys.modules, file=sys.stderr)
+    terminal = sys.stderr.isatty()
+    return tqdm(iterable, description, total, unit=unit, initial=initial, delay=2, mininterval=0.3 if terminal else 15, leave=False,
+                disable=not terminal and "ipykernel" in sys.modules, file=sys.stderr)
 
 # %% ../nbs/pipeline/00_files.ipynb #2ad2c392
 def code_hash(*modules):
