@@ -5,7 +5,7 @@ __all__ = ['UserError', 'nearest', 'writing', 'remove', 'write_json', 'read_json
            'progress', 'code_hash']
 
 # %% ../nbs/pipeline/00_files.ipynb #664c536b
-import difflib, hashlib, importlib, json, os, re, shutil, sys, time
+import difflib, hashlib, importlib.util, json, os, re, shutil, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,7 +107,8 @@ def code_hash(*modules):
     while queue:
         name = queue.pop()
         if name in seen: continue
-        source = Path(importlib.import_module(name).__file__).read_text(encoding="utf-8")
-        seen[name] = source
-        queue += re.findall(r"^\s*from (scdd\.[\w.]+) import", source, re.M)
+        module = importlib.import_module(name)
+        seen[name] = Path(module.__file__).read_text(encoding="utf-8")
+        found = re.findall(r"^\s*from (scdd\.[\w.]+|\.+\w[\w.]*) import", seen[name], re.M)
+        queue += [importlib.util.resolve_name(other, module.__package__) for other in found]
     return hashlib.sha256("".join(seen[k] for k in sorted(seen)).encode()).hexdigest()[:12]
