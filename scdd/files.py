@@ -107,8 +107,8 @@ def code_hash(*modules):
     while queue:
         name = queue.pop()
         if name in seen: continue
-        module = importlib.import_module(name)
-        seen[name] = Path(module.__file__).read_text(encoding="utf-8")
+        module = importlib.util.find_spec(name)                       # its place, without running it
+        seen[name] = Path(module.origin).read_text(encoding="utf-8")
         found = re.findall(r"^\s*from (scdd\.[\w.]+|\.+\w[\w.]*) import", seen[name], re.M)
-        queue += [importlib.util.resolve_name(other, module.__package__) for other in found]
+        queue += [importlib.util.resolve_name(other, module.parent) for other in found]
     return hashlib.sha256("".join(seen[k] for k in sorted(seen)).encode()).hexdigest()[:12]
