@@ -186,10 +186,14 @@ def test_shuffled_keys_come_back_in_order():
 
 def test_queue_holds_the_newest_keys():
     config = tiny("mocov2", queue=24); parts = assemble(some(), SMALL, config, 0)
-    before = parts["memory"].queue.clone()
-    for _ in range(2): METHODS["mocov2"].step(parts, [torch.rand(16, 1, 16, 16)] * 2, None, config, module.Moment(0, 0, torch.Generator()))
-    assert int(parts["memory"].place) == 32 and not torch.isclose(parts["memory"].queue, before).all(1).any()
-    assert_close(parts["memory"].queue.norm(dim=1), torch.ones(24))
+    queue, losses = parts["memory"].queue, []
+    for step in range(3):
+        before = queue.clone()
+        losses.append(METHODS["mocov2"].step(parts, [torch.rand(16, 1, 16, 16)] * 2, None, config, module.Moment(0, step, torch.Generator())).item())
+        written = (torch.arange(16) + 16 * step) % 24
+        assert torch.equal((queue != before).any(1).nonzero().flatten(), written.sort().values)
+    assert losses[0] == 0 < losses[1] and losses[2] > 0         # the queue begins empty
+    assert_close(queue.norm(dim=1), torch.ones(24))
 
 @pytest.mark.parametrize("method", SELF)
 def test_the_head_is_left_alone(method):
