@@ -1,0 +1,146 @@
+"Students: schedules, exact resuming, short batches, evaluation, and faults."
+import math
+from dataclasses import replace
+import numpy as np, pytest, torch
+from scdd.data import load, random_subset
+from scdd.files import UserError, read_json
+from scdd.models import build
+from scdd.recipes import PROTOCOLS, Architecture, Pretrain, Relabel, Train
+import scdd.train as module
+from scdd.recover import SyntheticSet
+from scdd.train import evaluate, hard_loss, learning_rate, make_optimizer, own_labels, summary, train_full, train_student
+
+SMALL = Architecture(width=4)
+HARD = Train(labels="hard", epochs=3, batch=10, optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, schedule="step", mix="mixup", crop_padding=1)
+SOFT = Train(epochs=3, batch=8, learning_rate=0.01, temperature=4.0, mix="cutmix", mix_alpha=1.0)
+
+@pytest.fixture(scope="module")
+def few(): return random_subset(load("digits"), 3)
+
+@pytest.fixture(scope="module")
+def test_data(): return load("digits", "test").subset(np.arange(100))
+
+@pytest.fixture(scope="module")
+def teacher(few): return build(SMALL, few, seed=9).eval()
+
+def weights(student): return list(student.network.state_dict().values())
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b)))
+
+def test_learning_rates():
+    cosine, longer, step = Train(epochs=200), Train(epochs=200, schedule_epochs=600), Train(epochs=200, schedule="step")
+    assert learning_rate(cosine, 0) == 0.005 and learning_rate(cosine, 100) == pytest.approx(0.0025) and learning_rate(longer, 200) == pytest.approx(0.75 * 0.005)
+    assert [learning_rate(step, e) for e in (0, 99, 100, 199)] == pytest.approx([0.005, 0.005, 0.0005, 0.0005])
+    assert learning_rate(replace(cosine, schedule_epochs=50), 150) == 0
+
+def test_optimizers(few):
+    network = build(SMALL, few); adamw, sgd = make_optimizer(network, SOFT).defaults, make_optimizer(network, HARD).defaults
+    assert adamw["lr"] == 0.01 and adamw["weight_decay"] == 0.01 and sgd["momentum"] == 0.9 and sgd["weight_decay"] == 5e-4
+
+def test_hard_loss_of_mixed_labels():
+    logits, a, b = torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), torch.tensor([1, 2, 3, 4]); one_hot = torch.nn.functional.one_hot
+    entropy = torch.nn.functional.cross_entropy
+    torch.testing.assert_close(hard_loss(logits, 0.3 * one_hot(a, 5) + 0.7 * one_hot(b, 5)), 0.3 * entropy(logits, a) + 0.7 * entropy(logits, b))
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "batch"])
+def test_goes_on_exactly_after_a_kill(few, test_data, teacher, tmp_path, monkeypatch, kind):
+    config, who, relabel = (HARD, None, Relabel()) if kind == "hard" else (SOFT, teacher, Relabel(teacher_bn="batch" if kind == "batch" else "running"))
+    whole = train_student(few, SMALL, config, 1, "cpu", who, relabel, test_data)
+    class Dying(module.Checkpoint):
+        def save(self, state, force=False):
+            super().save(state, True)
+            if state()["epoch"] == 1 and state()["step"] == 2: raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Checkpoint", Dying)
+        with pytest.raises(KeyboardInterrupt): train_student(few, SMALL, config, 1, "cpu", who, relabel, test_data, tmp_path)
+    again = train_student(few, SMALL, config, 1, "cpu", who, relabel, test_data, tmp_path)
+    assert same(whole, again) and whole.curve == again.curve and whole.accuracy == again.accuracy and not list(tmp_path.iterdir())
+
+def test_same_seed_same_student_other_seed_another(few):
+    first = train_student(few, SMALL, HARD, 0, "cpu")
+    assert same(first, train_student(few, SMALL, HARD, 0, "cpu")) and not same(first, train_student(few, SMALL, HARD, 1, "cpu"))
+
+def test_the_figure_is_of_the_last_epoch_and_the_whole_test_set(few, test_data):
+    student = train_student(few, SMALL, replace(HARD, test_every=2), 0, "cpu", test=test_data)
+    assert [("accuracy" in e) for e in student.curve] == [False, True, True] and student.accuracy == student.curve[-1]["accuracy"] and not student.network.training
+    with torch.no_grad(): right = student.network(torch.tensor(test_data.images).float() / 255).argmax(1) == torch.tensor(test_data.labels)
+    assert student.accuracy == pytest.approx(float(right.float().mean()))
+
+def test_a_last_image_alone(few):
+    images = few.subset(np.arange(21))
+    assert train_student(images, SMALL, HARD, 0, "cpu").curve[-1]["loss"] > 0
+    assert train_student(images, Architecture("convnet", width=8, norm="instance"), HARD, 0, "cpu").curve[-1]["loss"] > 0
+    with pytest.raises(UserError, match="one image alone"): train_student(few.subset(np.arange(1)), SMALL, HARD, 0, "cpu")
+
+def test_labels_of_the_set_itself(few):
+    own = np.eye(10, dtype=np.float32)[few.labels] * 0.9 + 0.01
+    made = SyntheticSet(np.array(few.images), np.array(few.labels), few.classes, few.mean, few.std, {"data": "digits"}, soft_labels=own)
+    torch.testing.assert_close(own_labels(made, SOFT, "cpu"), torch.tensor(own))
+    assert train_student(made, SMALL, SOFT, 0, "cpu").curve[-1]["loss"] > 0
+
+def test_summary():
+    assert summary([0.5]) == {"mean": 0.5, "std": None, "n": 1, "values": [0.5]}
+    found = summary([0.5, 0.6, 0.7]); assert found["mean"] == pytest.approx(0.6) and found["std"] == pytest.approx(0.1) and found["n"] == 3
+
+def test_evaluate_keeps_finished_students(few, test_data, tmp_path, monkeypatch):
+    first = evaluate(few, SMALL, replace(HARD, students=1), 0, "cpu", test=test_data, folder=tmp_path)
+    assert first["std"] is None and first["n"] == 1
+    calls = []; monkeypatch.setattr(module, "train_student", lambda *a: calls.append(a[3]) or train_student(*a))
+    both = evaluate(few, SMALL, replace(HARD, students=2), 0, "cpu", test=test_data, folder=tmp_path)
+    assert calls == [1] and both["values"][0] == first["values"][0] and both["n"] == 2 and both["std"] is not None and len(both["curves"]) == 2
+    assert len(read_json(tmp_path/"students.json")["students"]) == 2
+    with pytest.raises(UserError, match="students.json.*other settings"): evaluate(few, SMALL, replace(HARD, epochs=2), 0, "cpu", test=test_data, folder=tmp_path)
+
+def test_evaluate_on_a_set_each(test_data):
+    seeds = []; draw = lambda seed: seeds.append(seed) or random_subset(load("digits"), 2, seed)
+    evaluate(draw, SMALL, replace(HARD, students=2, sets="each", epochs=1), 3, "cpu", test=test_data); assert seeds == [3000, 3001]
+    seeds.clear(); evaluate(draw, SMALL, replace(HARD, students=2, epochs=1), 3, "cpu", test=test_data); assert seeds == [3000]
+
+def test_full_data(test_data, tmp_path):
+    data, config = random_subset(load("digits"), 5), Pretrain("supervised", epochs=1, batch=25, learning_rate=0.1, measure_every=0, precision="float32")
+    found = train_full(data, SMALL, config, 0, "cpu", test_data, 2, tmp_path)
+    assert found["n"] == 2 and train_full(data, SMALL, config, 0, "cpu", test_data, 2, tmp_path) == found
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_named_protocols_run(few, test_data, teacher, protocol):
+    student = train_student(few, SMALL, replace(PROTOCOLS[protocol], epochs=1), 0, "cpu", teacher, Relabel(), test_data)
+    assert 0 <= student.accuracy <= 1 and math.isfinite(student.curve[0]["loss"])
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_temperature_squared_scales_the_loss(few, teacher, squared):
+    loss = train_student(few, SMALL, replace(SOFT, epochs=1, batch=30, temperature_squared=squared), 0, "cpu", teacher).curve[0]["loss"]
+    plain = train_student(few, SMALL, replace(SOFT, epochs=1, batch=30), 0, "cpu", teacher).curve[0]["loss"]
+    assert loss == pytest.approx(plain * (16 if squared else 1), rel=1e-4)
+
+# Faults
+
+def test_a_loss_that_is_no_number(few, tmp_path):
+    with pytest.raises(UserError, match="student, epoch [12], step [123]: the loss is not a finite number"):
+        train_student(few, SMALL, replace(HARD, learning_rate=1e30), 0, "cpu", checkpoint=tmp_path)
+
+def test_the_last_good_checkpoint_is_kept(few, teacher, tmp_path, monkeypatch):
+    class Eager(module.Checkpoint):
+        def save(self, state, force=False): super().save(state, True)
+    monkeypatch.setattr(module, "Checkpoint", Eager); calls = []
+    def breaks(*arguments):
+        calls.append(1); loss = module_loss(*arguments)
+        return loss * float("nan") if len(calls) == 6 else loss
+    module_loss = module.soft_loss; monkeypatch.setattr(module, "soft_loss", breaks)
+    with pytest.raises(UserError, match="epoch 2, step 2"): train_student(few, SMALL, SOFT, 0, "cpu", teacher, checkpoint=tmp_path)
+    state = torch.load(tmp_path/"checkpoint.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 1) and all(v.isfinite().all() for v in state["network"].values())
+
+def test_a_checkpoint_of_another_student(few, tmp_path, monkeypatch):
+    class Eager(module.Checkpoint):
+        def save(self, state, force=False): super().save(state, True); raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Checkpoint", Eager)
+        with pytest.raises(KeyboardInterrupt): train_student(few, SMALL, HARD, 0, "cpu", checkpoint=tmp_path)
+    with pytest.raises(UserError, match="checkpoint of another student"): train_student(few, SMALL, HARD, 1, "cpu", checkpoint=tmp_path)
+    kept = tmp_path/"checkpoint.pt"; kept.write_bytes(kept.read_bytes()[:2000])
+    with pytest.raises(UserError, match="checkpoint"): train_student(few, SMALL, HARD, 0, "cpu", checkpoint=tmp_path)
+
+def test_soft_labels_without_a_teacher(few):
+    with pytest.raises(UserError, match="there is no teacher"): train_student(few, SMALL, SOFT, 0, "cpu")
+
+def test_a_set_each_needs_a_function(few, test_data):
+    with pytest.raises(UserError, match="train.sets each"): evaluate(few, SMALL, replace(HARD, sets="each"), 0, "cpu", test=test_data)
