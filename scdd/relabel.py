@@ -228,5 +228,5 @@ def replayed(labels: SoftLabels, images, epoch, start=0):  # yields what `labell
     "One epoch of stored labels with the images that they belong to."
     for step in range(start, len(labels.sizes)):
         indices, drawn, logits = labels[epoch, step]
-        indices, logits = indices.to(images.device), logits.to(images.device)
+        indices, logits, drawn = indices.to(images.device), logits.to(images.device), {name: value.to(images.device) for name, value in drawn.items()}
         yield step, indices, drawn, apply_student(to_float(images[indices]), drawn), logits

@@ -185,11 +185,12 @@ def curve_picture(title: str, curves: dict):
             points = [(record.get("epoch", record.get("step", i)), record[key]) for i, record in enumerate(records) if isinstance(record.get(key), (int, float))]
             right = key in ("accuracy", "knn", "probe")
             if points and (right or key in ("loss", "cross_entropy", "ce", "bn")): lines["accuracy in %" if right else "loss"].append((f"{name}: {key}", [p[0] for p in points], [p[1] * (100 if right else 1) for p in points]))
-    lines = {side: found for side, found in lines.items() if found}
+    lines = {side: found for side, found in lines.items() if any(len(x) > 1 for _, x, _ in found)}
     if not lines: return None
     drawn, axes = figure(7, 2.8, columns=len(lines), squeeze=False)
     for axis, (side, found) in zip(axes.flat, lines.items()):
         for label, x, y in found: axis.plot(x, y, label=label, marker="o" if len(x) == 1 else None)
+        if side == "loss" and min(min(y) for *_, y in found) > 0: axis.set_yscale("log")
         axis.set(xlabel="epoch" if any("epoch" in r for records in curves.values() for r in records) else "step", ylabel=side); axis.legend(fontsize=7)
     ends = "; ".join(f"{label} ends at {y[-1]:.3g}" for found in lines.values() for label, _, y in found)
     return show(drawn, f"{title}, drawn over time: {ends}")
