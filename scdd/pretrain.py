@@ -38,9 +38,10 @@ class Moment:
 @dataclass(frozen=True)
 class Method:
     "A way to pretrain: the parts it needs and its loss at one step."
-    parts: Callable  # (network, config, device) -> ModuleDict with "online", perhaps "ema", "predictor", "memory"
+    parts: Callable  # (network, config) -> ModuleDict with "online", perhaps "ema", "predictor", "memory"
     step: Callable  # (parts, views, labels, config, moment) -> loss
     crops: bool = False  # whether small crops are used beside the two large views
+    like: str = ""  # the method whose views it takes; its own where not given
 
 METHODS = {}
 
@@ -143,7 +144,9 @@ def assemble(data, architecture, config, seed)->nn.ModuleDict:
 def make_views(images, data_name, config, random)->list:
     "What a step sees of its images (uint8): one augmented copy, or two large views and the small crops."
     if config.method == "supervised": made = [augment_supervised(images, data_name, random)]
-    else: made = views(config.method, images, data_name, random, config.local_crops if METHODS[config.method].crops else 0)
+    else:
+        method = METHODS[config.method]
+        made = views(method.like or config.method, images, data_name, random, config.local_crops if method.crops else 0)
     return [view.contiguous(memory_format=torch.channels_last) for view in made]
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #332e9b39
