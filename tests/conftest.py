@@ -1,9 +1,10 @@
 "Where the tests find the repository, the data and a browser; and what the run did not do, named at its end."
-import os, shutil
+import os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SCDD = Path(sys.executable).with_name("scdd.exe" if os.name == "nt" else "scdd")   # the installed console script
 NOT_RUN = []                                   # (notebook, number of cells, why)
 SECONDS = {}                                   # notebook -> seconds
 
@@ -22,6 +23,17 @@ def chromium():
     path = next((shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), None)
     if path is None: pytest.skip("no Chromium on this machine")
     return path
+
+QUICK = {"pretrain.epochs": 2, "supervised.epochs": 2, "full.epochs": 2, "align.epochs": 2, "recover.steps": 5, "recover.ipc": 1, "train.epochs": 2, "hard.epochs": 2}
+
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory):
+    "A run folder of the digits recipe, made by the command line in seconds; its figures mean nothing."
+    folder = tmp_path_factory.mktemp("quick")/"digits"
+    values = [word for name, value in QUICK.items() for word in (f"--{name}", str(value))]
+    done = subprocess.run([str(SCDD), "run", "digits", "--out", str(folder), *values], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
