@@ -81,7 +81,7 @@ class Checkpoint:
         import pickle, torch
         if not self.path or not self.path.is_file(): return None
         try: return torch.load(self.path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error: raise UserError(f"{self.path}: the checkpoint cannot be read ({str(error).splitlines()[0]}); delete it to start this stage again") from None
+        except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError) as error: raise UserError(f"{self.path}: the checkpoint cannot be read ({str(error).splitlines()[0]}); delete it to start this stage again") from None
     def save(self, state, force=False):
         "Write `state()` if it is time."
         import torch

@@ -91,7 +91,7 @@ class Recover:
     betas: tuple[float, float] = (0.5, 0.9)  # Adam
     r_bn: float = 0.005  # weight of the BatchNorm loss beside the cross-entropy
     first_bn: float = 10.0  # weight of the first BatchNorm layer; the others have 1
-    bn_form: Literal["paper", "normalized"] = "paper"  # paper: L2 norms over channels summed over layers; normalized: mean over channels of the gap in units of the running variance, mean over layers
+    bn_form: Literal["paper", "normalized"] = "paper"  # paper: L2 norms over channels summed over layers; normalized: root mean square over channels of the gap in units of the running variance, weighted mean over layers
     jitter: int = 4  # largest roll in pixels, either way, on both axes
     crop_min: float = 1.0  # smallest area of a random resized crop at the end of the run, a fraction; 1 is no crop
     crop_start: float = 1.0  # the same at the start, where there is a curriculum
@@ -199,8 +199,8 @@ RECIPES = {r.name: r for r in [
            Data("digits"), Architecture(width=16), Architecture(width=16),
            Pretrain(epochs=40, batch=256, learning_rate=0.1, hidden=128, projection=64, measure_every=5),
            Pretrain(method="supervised", epochs=15, batch=128, learning_rate=0.1),
-           Align(epochs=30, optimizer="adamw", learning_rate=0.01, schedule="cosine"),
-           Recover(steps=300, learning_rate=0.1, r_bn=0.05, jitter=1), Relabel(),
+           Align(epochs=100, optimizer="adamw", learning_rate=0.1, schedule="cosine", augment=False),
+           Recover(steps=300, learning_rate=0.3, r_bn=1.0, bn_form="normalized", jitter=1, crop_min=0.4), Relabel(),
            replace(PROTOCOLS["strong"], epochs=100, crop="pad", crop_padding=1, flip=False),
            replace(PROTOCOLS["hard"], epochs=100, batch=64, crop_padding=1, flip=False),
            Pretrain(method="supervised", epochs=15, batch=128, learning_rate=0.1)),
@@ -208,15 +208,15 @@ RECIPES = {r.name: r for r in [
            Data("cifar100", classes=10), Architecture(width=16), Architecture(width=16),
            Pretrain(epochs=60, batch=256, learning_rate=0.1),
            Pretrain(method="supervised", epochs=30, batch=128, learning_rate=0.1),
-           Align(epochs=30, optimizer="adamw", learning_rate=0.005, schedule="cosine"),
-           Recover(steps=500, learning_rate=0.05, r_bn=0.01, init="patch", crop_min=0.5), Relabel(teacher="supervised"),
+           Align(epochs=100, optimizer="adamw", learning_rate=0.05, schedule="cosine", augment=False),
+           Recover(steps=500, learning_rate=0.05, r_bn=1.0, bn_form="normalized", init="patch", crop_min=0.5), Relabel(teacher="supervised"),
            replace(PROTOCOLS["strong"], students=3), replace(PROTOCOLS["hard"], students=3, batch=64),
            Pretrain(method="supervised", epochs=30, batch=128, learning_rate=0.1)),
     Recipe("cifar100-scdd", "SC-DD as published: MoCo v2, IPC 50 (--recover.ipc 1 and 10 for the others)", "CIFAR-100 (--data); a GPU", "",
            Data("cifar100"), Architecture(), Architecture(),
            Pretrain("mocov2", 200, 512, learning_rate=0.06, normalization="cifar10"), supervised_cifar, Align(),
            Recover(ipc=50, steps=1000, learning_rate=0.4, r_bn=0.005, rounding="jpeg"), Relabel(teacher_bn="batch", normalization="student"),
-           replace(PROTOCOLS["scdd"], students=3, schedule_epochs=300), replace(PROTOCOLS["hard"], students=3), supervised_cifar),
+           replace(PROTOCOLS["scdd"], students=3, schedule_epochs=600), replace(PROTOCOLS["hard"], students=3), supervised_cifar),
     Recipe("cifar100-sre2l", "SRe2L as published: a supervised network, IPC 50", "CIFAR-100 (--data); a GPU", "",
            Data("cifar100"), Architecture(), Architecture(), Pretrain("mocov2", 200, 512), supervised_cifar, Align(),
            Recover(teacher="supervised", ipc=50, steps=1000, learning_rate=0.25, r_bn=0.01, rounding="jpeg"),
