@@ -364,7 +364,8 @@ def run(recipe,          # a Recipe, or the name of one
 # %% ../nbs/pipeline/11_run.ipynb #86b8f656
 def preview(work):
     "Fail early: a missing data set, or fewer images in a class than are asked for."
-    work.random(work.seed), work.test
+    try: work.random(work.seed), work.test
+    except UserError as error: raise UserError(str(error).replace("--ipc", "--recover.ipc")) from None
 
 def complete(work, names, reuse=()):
     "Make what is missing of these results; their facts."
@@ -599,7 +600,7 @@ def command(words: list)->int:
     if name in ("-h", "--help", "help"): say(usage())
     elif name in ("--version", "-V"): say(f"scdd {version()}")
     elif name not in COMMANDS: raise UserError(f"{name}: there is no such command{nearest(name, COMMANDS)}")
-    elif rest and rest[0] in ("-h", "--help"): say(f"usage: scdd {name}{NEEDS.get(name, ' RECIPE [options]')}\n\n{COMMANDS[name].strip('… ').capitalize()}." + ("" if name in NEEDS else f"\n\n{recipes()}"))
+    elif rest and rest[0] in ("-h", "--help") and name != "bench": say(f"usage: scdd {name}{NEEDS.get(name, ' RECIPE [options]')}\n\n{COMMANDS[name].strip('… ').capitalize()}." + ("" if name in NEEDS else f"\n\n{recipes()}"))
     elif name == "recipes": say(recipes())
     elif name == "show":
         if not rest: raise UserError("scdd show needs a run folder, such as runs/digits")
@@ -608,7 +609,7 @@ def command(words: list)->int:
     else: start(name, rest)
     return 0
 
-NEEDS = {"recipes": "", "show": " RUN…", "bench": ""}
+NEEDS = {"recipes": "", "show": " RUN…"}
 
 def start(name: str, words: list):
     "`scdd run` and its stages."
