@@ -185,11 +185,12 @@ def curve_picture(title: str, curves: dict):
             points = [(record.get("epoch", record.get("step", i)), record[key]) for i, record in enumerate(records) if isinstance(record.get(key), (int, float))]
             right = key in ("accuracy", "knn", "probe")
             if points and (right or key in ("loss", "cross_entropy", "ce", "bn")): lines["accuracy in %" if right else "loss"].append((f"{name}: {key}", [p[0] for p in points], [p[1] * (100 if right else 1) for p in points]))
-    lines = {side: found for side, found in lines.items() if any(len(x) > 1 for _, x, _ in found)}
+    lines = {side: [line for line in found if len(line[1]) > 1] for side, found in lines.items()}
+    lines = {side: found for side, found in lines.items() if found}
     if not lines: return None
     drawn, axes = figure(7, 2.8, columns=len(lines), squeeze=False)
     for axis, (side, found) in zip(axes.flat, lines.items()):
-        for label, x, y in found: axis.plot(x, y, label=label, marker="o" if len(x) == 1 else None)
+        for label, x, y in found: axis.plot(x, y, label=label)
         if side == "loss" and min(min(y) for *_, y in found) > 0: axis.set_yscale("log")
         axis.set(xlabel="epoch" if any("epoch" in r for records in curves.values() for r in records) else "step", ylabel=side); axis.legend(fontsize=7)
     ends = "; ".join(f"{label} ends at {y[-1]:.3g}" for found in lines.values() for label, _, y in found)
@@ -352,7 +353,7 @@ p.lead{font-size:1.15rem}.faint,figcaption,caption{color:var(--faint)}figcaption
 figure{margin:1rem 0;background:#fff;border:1px solid var(--line);border-radius:8px;padding:.8rem;overflow-x:auto}figure img{max-width:100%;height:auto;display:block;margin:auto}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}.pair figure{margin:0}
 .scroll{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-size:.92rem}caption{text-align:left;padding:.2rem 0}
-th,td{text-align:left;vertical-align:top;padding:.25rem .9rem .25rem 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere}tbody th{font-weight:500}
+th,td{text-align:left;vertical-align:top;padding:.25rem .9rem .25rem 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere}tbody th{font-weight:500;overflow-wrap:normal}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--link)}code{overflow-wrap:anywhere}
 """
 
@@ -360,7 +361,7 @@ details{margin:.6rem 0}summary{cursor:pointer;color:var(--link)}code{overflow-wr
 def protocol(config: dict, relabel: dict)->str:
     "A training protocol in a sentence."
     rate = {"cosine": f"a cosine to 0 over {config['schedule_epochs'] or config['epochs']} epochs", "step": "a tenth of it from half of the epochs on"}[config["schedule"]]
-    crop = {"none": "no crop", "pad": f"crops of the image padded by {config['crop_padding']} pixels", "resized": f"random resized crops of at least {config['crop_min']:g} of the area"}[config["crop"]]
+    crop = {"none": "no crop", "pad": f"crops of the image padded by {config['crop_padding']} px", "resized": f"random resized crops of at least {config['crop_min']:g} of the area"}[config["crop"]]
     text = f"{config['students']} student{'s' * (config['students'] > 1)} on {'one set' if config['sets'] == 'one' else 'a set each'}, {config['epochs']} epochs in batches of {config['batch']}, {config['optimizer']} at {config['learning_rate']:g} with {rate}, weight decay {config['weight_decay']:g}; {crop}, {'with' if config['flip'] else 'without'} flips, mixing: {config['mix']}."
     if config["labels"] == "hard": return "Hard labels: " + text
     bn = "its running" if relabel["teacher_bn"] == "running" else "the batch's"
@@ -374,7 +375,8 @@ def lead(report: Report)->str:
     if "random_soft" in best or "random_hard" in best: parts.append("as many random real images " + " and ".join(f"{best[k]} ({k.split('_')[1]})" for k in ("random_soft", "random_hard") if k in best))
     if "full_data" in best: parts.append(f"all real images {best['full_data']}")
     per_class = recipe.get("recover", {}).get("ipc")
-    return f"A network trained from scratch on {f'{per_class} distilled images per class' if per_class else 'the distilled images'} reaches {parts[0]}" + "".join(f"; {part}" for part in parts[1:]) + "."
+    images = f"{per_class} distilled {'image' if per_class == 1 else 'images'} per class" if per_class else "the distilled images"
+    return f"A network trained from scratch on {images} reaches {parts[0]}" + "".join(f"; {part}" for part in parts[1:]) + "."
 
 # %% ../nbs/pipeline/09_train.ipynb #fe9a89b9
 def page(report: Report, distilled=None, real=None)->str:
