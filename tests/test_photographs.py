@@ -1,0 +1,36 @@
+"Every recipe's code on real photographs, made small: it proves the path from raw images to a report, not the accuracy."
+import json, shutil, subprocess
+import pytest
+from PIL import Image
+from conftest import SCDD
+
+SHORT = ["--pretrain.epochs", "1", "--pretrain.batch", "32", "--pretrain.queue", "64", "--supervised.epochs", "1", "--supervised.warmup", "0", "--full.epochs", "1", "--full.warmup", "0",
+         "--align.epochs", "1", "--recover.steps", "2", "--recover.ipc", "2", "--recover.compile", "off", "--train.epochs", "1", "--hard.epochs", "1", "--train.students", "1",
+         "--hard.students", "1", "--network.width", "16", "--student.width", "16"]
+
+def few(source, target, classes=3, images=24):
+    "The first images of the first classes of a folder of class folders."
+    for folder in sorted(p for p in source.iterdir() if p.is_dir())[:classes]:
+        (target/folder.name).mkdir(parents=True)
+        for path in sorted(p for p in folder.rglob("*") if p.is_file())[:images]: shutil.copy(path, target/folder.name)
+
+@pytest.fixture(scope="module")
+def photographs(data_root, tmp_path_factory):
+    "CIFAR-100, Tiny-ImageNet and, enlarged to 224 pixels, a tree in ImageNet's layout: a few images of each."
+    tmp_path = tmp_path_factory.mktemp("photographs")
+    for split in ("train", "test"): few(data_root/"cifar100"/split, tmp_path/"cifar100"/split)
+    tiny = next(data_root.glob("tiny-imagenet*"))
+    few(tiny/"train", tmp_path/"imagenet1k"/"train"); few(tiny/"train", tmp_path/"imagenet1k"/"val", images=8)
+    for path in (tmp_path/"imagenet1k").rglob("*.JPEG"): Image.open(path).convert("RGB").resize((224, 224), Image.BICUBIC).save(path)
+    (tmp_path/tiny.name).symlink_to(tiny)
+    return tmp_path
+
+@pytest.mark.parametrize("recipe, more", [
+    ("cifar100-mini", ["--data.classes", "3"]), ("cifar100-scdd", []), ("cifar100-sre2l", []), ("cifar100-strong", []),
+    ("tiny-imagenet-scdd", ["--data.classes", "2"]), ("imagenet1k-scdd", [])])
+def test_recipe(recipe, more, photographs, tmp_path):
+    done = subprocess.run([SCDD, "run", recipe, "--data", photographs, "--out", tmp_path/"run", "--device", "cpu", *SHORT, *more], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path/"run"/"report.json").read_text())
+    assert all(0 <= figure["mean"] <= 1 for figure in report["accuracy"].values()) and len(report["accuracy"]) == 5
+    assert report["peak_memory_bytes"] < 6e9 or recipe.startswith("imagenet")
