@@ -110,7 +110,8 @@ def local_links(source, path)->str:
     def relative(match):
         page = pages.get(match[1])
         return f"]({os.path.relpath(page, Path(path).parent)}" if page else match[0]
-    return re.sub(r"\]\(%s/([\w/-]+)\.html" % re.escape(base), relative, source)
+    source = re.sub(r"\]\(%s/([\w/-]+)\.html" % re.escape(base), relative, source)
+    return re.sub(r"(\.ipynb#\w+)\.\w+\)", r"\1)", source)                  # a method is documented with its class
 
 # %% ../nbs/practice/45_site.ipynb #f32b91c2
 def alt_text(cell)->str:
