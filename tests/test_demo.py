@@ -33,7 +33,7 @@ def test_report_is_whole(report):
     assert all(seconds >= 0 for seconds in report["seconds"].values()) and report["bytes"]["distilled images"] == 100 * 16 * 16 + 100 * 8
 
 def test_accuracy_is_far_above_chance(report):
-    floors = {"full_data": 0.95, "random_soft": 0.8, "random_hard": 0.8, "distilled_soft": 0.6, "distilled_hard": 0.3}
+    floors = {"full_data": 0.95, "random_soft": 0.8, "random_hard": 0.8, "distilled_soft": 0.8, "distilled_hard": 0.5}
     found = {figure: report["accuracy"][figure]["mean"] for figure in floors}
     assert all(found[figure] > floor for figure, floor in floors.items()), found
     assert min(report["teachers"].values()) > 0.9, report["teachers"]
