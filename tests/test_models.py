@@ -304,3 +304,22 @@ def test_network_without_batchnorm():
     for architecture in Architecture("convnet", 4, norm="instance"), Architecture("vit_tiny_patch16_224"):
         with pytest.raises(UserError, match=f"recover: {architecture.name} has no BatchNorm"): require_batchnorm(build(architecture, 2), "recover")
     with pytest.raises(UserError): require_batchnorm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "recover")
+
+NARROW = """
+import torch
+from scdd.models import build
+from scdd.recipes import Architecture
+for seed in range(20):
+    network = build(Architecture(width=8), 10, seed, channels=1, size=64).to(memory_format=torch.channels_last)
+    for count in (1, 29): network(torch.rand(count, 1, 64, 64).contiguous(memory_format=torch.channels_last)).sum().backward()
+"""
+def test_a_narrow_network_stays_within_its_memory():  # oneDNN's strided 1×1 convolution does not: the process died in about every second run
+    done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+def test_a_projection_gives_the_numbers_of_the_strided_convolution():
+    network = build(Architecture(width=8), 10, channels=1, size=32).double(); x = torch.rand(3, 8, 32, 32, dtype=torch.float64, requires_grad=True)
+    layer = network.backbone.layer2[0].downsample[0]; plain = nn.Conv2d(8, 16, 1, stride=2, bias=False).double(); plain.load_state_dict(layer.state_dict())
+    assert type(layer) is not nn.Conv2d and type(build(Architecture(width=16), 10).backbone.layer2[0].downsample[0]) is nn.Conv2d
+    seen = [one(x) for one in (layer, plain)]; torch.testing.assert_close(seen[0], seen[1])
+    first, second = (torch.autograd.grad((made**2).sum(), x)[0] for made in seen); torch.testing.assert_close(first, second)
