@@ -45,7 +45,7 @@ def accuracy(network: Network,
     "How often the network is right, in eval mode."
     device = pick(device); images, labels = to_device(data, "cpu")
     guess = collect(network.to(device), images, device, batch, precision, "forward").argmax(1).cpu()
-    return float((guess == labels).float().mean())
+    return float((guess == labels).double().mean())
 
 # %% ../nbs/pipeline/05_align.ipynb #d25c2661
 def probe_epoch(head, optimizer, batches,  # batches: of (features, labels, learning rate)

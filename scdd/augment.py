@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'METHODS', 'chosen', 'uniform', 'as_float', 'crop_boxes', 'padded_crop_boxes', 'sample_points', 'crop',
-           'roll_shifts', 'roll', 'luma', 'grey', 'jitter_factors', 'turn_hue', 'color_jitter', 'blur_sigmas', 'blur',
+           'roll_shifts', 'roll', 'luma', 'jitter_factors', 'turn_hue', 'color_jitter', 'grey', 'blur_sigmas', 'blur',
            'solarize', 'beta', 'draw_mix', 'mix', 'mix_labels', 'ViewSettings', 'family', 'view_settings', 'draw_view',
            'apply_view', 'apply_part', 'views', 'augment_supervised', 'draw_student', 'apply_student']
 
@@ -122,12 +122,6 @@ def luma(images: torch.Tensor,  # N×C×H×W
     red, green, blue = images.unbind(1)
     return (0.2989 * red).add(green, alpha=0.587).add(blue, alpha=0.114)[:, None]
 
-def grey(images: torch.Tensor,   # N×C×H×W
-         which: torch.Tensor,    # N bool
-        )->torch.Tensor:
-    "Take the colour out of some images."
-    return torch.where(which[:, None, None, None], luma(images), images)
-
 # %% ../nbs/pipeline/02_augment.ipynb #e17ba20a
 def jitter_factors(count: int,                      # images
                    strength=(0.4, 0.4, 0.4, 0.1),   # brightness, contrast, saturation, hue
@@ -175,13 +169,6 @@ def color_jitter(images: torch.Tensor,            # N×C×H×W in [0, 1]
     return turn_hue(images, factors[:, 3]) if images.shape[1] == 3 else images
 
 # %% ../nbs/pipeline/02_augment.ipynb #95f519a2
-def luma(images: torch.Tensor,  # N×C×H×W
-        )->torch.Tensor:        # N×1×H×W
-    "Brightness as the eye weighs red, green and blue."
-    if images.shape[1] != 3: return images.mean(1, keepdim=True)
-    red, green, blue = images.unbind(1)
-    return (0.2989 * red).add(green, alpha=0.587).add(blue, alpha=0.114)[:, None]
-
 def grey(images: torch.Tensor,   # N×C×H×W
          which: torch.Tensor,    # N bool
         )->torch.Tensor:

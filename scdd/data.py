@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from .device import generator
 from .files import UserError, nearest, progress, read_json, write_json, writing
 from .recipes import Data
@@ -242,10 +242,11 @@ def decode(path: Path,       # image file
 
 # %% ../nbs/pipeline/01_data.ipynb #3d2b1fd2
 def open_image(path: Path, rgb=False)->Image.Image:
-    "An image read to its last byte."
+    "An image read to its last byte, and turned as its camera says (EXIF)."
     try:
         with Image.open(path) as image:
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)
             return image.convert("RGB") if rgb and image.mode != "RGB" else image
     except MemoryError: raise
     except Exception as error: raise UserError(f"{path}: cannot be read as an image ({str(error).splitlines()[0].replace(repr(str(path)), 'it')}); replace it or remove it") from None

@@ -129,7 +129,7 @@ def frame_html(film, place: int, title="recovered images")->str:
     return f'<img alt="{alt}" src="data:image/png;base64,{picture}" style="width:100%;max-width:50rem;image-rendering:pixelated"><p><b>{words}</b></p>'
 
 # %% ../nbs/practice/40_playground.ipynb #6eae20ca
-WEIGHTS = [0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5]  # of the r_bn slider
+WEIGHTS = [0, 0.005, 0.05, 0.2, 1, 2, 5, 10, 20, 50, 200]  # of the r_bn slider
 
 def knobs(classes, config)->dict:  # of widgets by name
     "The controls of a playground, set as `config` says."

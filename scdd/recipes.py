@@ -4,16 +4,16 @@
 
 # %% ../nbs/pipeline/10_recipes.ipynb #8fc4c125
 from __future__ import annotations
-import inspect, re
+import inspect, itertools, re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Literal, Optional, get_args, get_origin, get_type_hints
 from .files import UserError, nearest
 
 # %% auto #0
 __all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS', 'AT_LEAST_ONE', 'ABOVE_ZERO',
-           'AT_MOST_ONE', 'GRID', 'Data', 'Architecture', 'Pretrain', 'Align', 'Recover', 'Relabel', 'Train', 'Recipe',
-           'with_method', 'find_recipe', 'flatten', 'difference', 'complaint', 'check', 'override', 'from_dict',
-           'comments', 'grid_recipes']
+           'AT_MOST_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture', 'Pretrain', 'Align', 'Recover', 'Relabel',
+           'Train', 'Recipe', 'with_method', 'find_recipe', 'flatten', 'difference', 'complaint', 'check', 'override',
+           'from_dict', 'comments', 'grid_recipes', 'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -339,14 +339,18 @@ def comments(kind,     # one of the dataclasses
 
 # %% ../nbs/pipeline/10_recipes.ipynb #0ae1f7a7
 GRID = {"pretrain.method": ("mocov2", "mocov3", "swav", "dino"), "recover.init": ("noise", "patch"), "relabel.teacher": ("ssl", "supervised")}
+TEACHERS_GRID = {"recover.teacher": ("ssl", "supervised"), "relabel.teacher": ("ssl", "supervised")}
 
 def grid_recipes(recipe: Recipe,  # what all cells have in common
-                 grid=None,       # {name: values}; GRID where not given
-                )->dict:          # {"mocov2-noise-ssl": recipe, …}, ending with the supervised network as its own yardstick
-    "One recipe for each cell of the grid."
-    methods, starts, labellers = (grid or GRID).values()
-    cells = {f"{m}-{start}-{by}": {"pretrain.method": m, "recover.teacher": "ssl", "recover.init": start, "relabel.teacher": by}
-             for m in methods for start in starts for by in labellers}
-    cells |= {f"supervised-{start}-supervised": {"recover.teacher": "supervised", "recover.init": start, "relabel.teacher": "supervised"}
-              for start in starts}
-    return {name: override(recipe, values) for name, values in cells.items()}
+                )->dict:          # {"mocov2-noise-ssl": recipe, …}
+    "One recipe for each cell of the grid: on digits who recovers × who labels, elsewhere methods × starts × who labels."
+    if recipe.data.name == "digits": cells = [dict(zip(TEACHERS_GRID, values)) for values in itertools.product(*TEACHERS_GRID.values())]
+    else:
+        cells = [dict(zip(GRID, values)) | {"recover.teacher": "ssl"} for values in itertools.product(*GRID.values())]
+        cells += [{"recover.init": start, "relabel.teacher": "supervised", "recover.teacher": "supervised"} for start in GRID["recover.init"]]
+    found = [override(recipe, values) for values in cells]
+    return {"-".join([recovering(cell), cell.recover.init, cell.relabel.teacher]): cell for cell in found}
+
+def recovering(recipe: Recipe)->str:
+    "The method of the network that the images are recovered from."
+    return (recipe.pretrain if recipe.recover.teacher == "ssl" else recipe.supervised).method

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass,
 from pathlib import Path
 from typing import Annotated, Optional
 from .files import UserError, nearest, read_json, remove, write_json, writing
-from .recipes import RECIPES, TEXTS, Recipe, check, comments, difference, find_recipe, flatten, from_dict, grid_recipes, override, with_method
+from .recipes import RECIPES, TEXTS, Recipe, check, comments, difference, find_recipe, flatten, from_dict, grid_recipes, override, recovering, with_method
 
 # %% ../nbs/pipeline/11_run.ipynb #43791ad7
 TEACHER = {"ssl": "align/ssl", "supervised": "pretrain/supervised"}
@@ -437,7 +437,8 @@ def grid(recipe,          # what the cells have in common
         say(f"[{i + 1} of {len(cells)}] {name}")
         report = run(cell, place, data, device, seed, reuse=[other for other in others if other != place])
         rows.append(grid_row(name, cell, report))
-    write_json(folder/"grid.json", {"recipe": asdict(recipe) | {"seed": seed}, "rows": rows})
+    write_json(folder/"grid.json", {"recipe": asdict(recipe) | {"seed": seed}, "rows": rows, "command": typed(recipe, seed) + " --grid",
+                                    "commit": report.commit, "device": report.device, "versions": report.versions})
     write_page(folder/"grid.html", recipe, rows)
     return rows
 
@@ -449,8 +450,8 @@ def prepare(folder, recipe, data, device, seed):
 
 def grid_row(name, cell, report)->dict:
     "One cell of the grid as a flat row."
-    teacher = "supervised" if cell.recover.teacher == "supervised" else cell.pretrain.method
-    return {"cell": name, "recovered from": teacher, "start": cell.recover.init, "labelled by": "supervised" if cell.relabel.teacher == "supervised" else teacher,
+    return {"cell": name, "recovered from": recovering(cell), "start": cell.recover.init,
+            "labelled by": "supervised" if cell.relabel.teacher == "supervised" else cell.pretrain.method,
             **{figure: report.accuracy[figure] for figure in FIGURES}}
 
 # %% ../nbs/pipeline/11_run.ipynb #50bc92b9
@@ -486,7 +487,7 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "device": (str, "auto", "auto, cpu, cuda, cuda:1, mps; auto is CUDA, then MPS, then the CPU"),
        "seed": (int, 0, "of everything random"),
        "reuse": (tuple[str, ...], (), "other run folders, whose results are taken over where they are the same"),
-       "grid": (bool, False, "run the grid instead: methods × initialisations × who relabels")}
+       "grid": (bool, False, "run the grid instead: methods × initialisations × who relabels (digits: who recovers × who relabels)")}
 
 def usage()->str:
     "What `scdd --help` says."

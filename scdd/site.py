@@ -264,15 +264,20 @@ def docs():
 def keep(run,          # a finished run folder
          name=None,    # of the result; the recipe's where not given
         ):
-    "Copy a run's figures to nbs/experiments/results/, and a picture of its images to nbs/_static/."
+    "Copy a run's figures to nbs/experiments/results/, and of digits a picture to nbs/_static/ (sets made from others' photographs stay where they are)."
     from scdd.data import load, random_subset
     from scdd.files import read_json, write_json
     from scdd.plot import grid
     from scdd.recipes import from_dict
     from scdd.recover import SyntheticSet
+    kept = root()/"nbs"/"experiments"/"results"
+    if (Path(run)/"grid.json").is_file():
+        found = read_json(Path(run)/"grid.json")
+        return write_json(kept/f"{name or found['recipe']['name'] + '-grid'}.json", found)
     report = read_json(Path(run)/"report.json"); report.pop("curves", None)
     recipe = from_dict({k: v for k, v in report["recipe"].items() if k != "seed"}); name = name or recipe.name
-    write_json(root()/"nbs"/"experiments"/"results"/f"{name}.json", report)
+    write_json(kept/f"{name}.json", report)
+    if recipe.data.name != "digits": return
     made, real = SyntheticSet.load(Path(run)/"recover"), random_subset(load(recipe.data), 2, 0)
     first = [i for c in range(2) for label in range(10) for i in [list(made.labels).index(label) + c]]
     shown = [i for c in range(2) for label in range(10) for i in [list(real.labels).index(label) + c]]

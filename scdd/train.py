@@ -354,6 +354,7 @@ figure{margin:1rem 0;background:#fff;border:1px solid var(--line);border-radius:
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}.pair figure{margin:0}
 .scroll{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-size:.92rem}caption{text-align:left;padding:.2rem 0}
 th,td{text-align:left;vertical-align:top;padding:.25rem .9rem .25rem 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere}tbody th{font-weight:500;overflow-wrap:normal}
+td:not(:last-child){white-space:nowrap}@media(max-width:40rem){figure img{max-width:none;width:36rem}}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--link)}code{overflow-wrap:anywhere}
 """
 
@@ -390,7 +391,7 @@ def page(report: Report, distilled=None, real=None)->str:
     sections = {
         "Accuracy": picture(accuracy_picture(report.accuracy), "Test accuracy, mean and standard deviation over students") * any(report.accuracy.values())
             + table([(KINDS[kind], percent(found), ", ".join(f"{100 * v:.1f}" for v in found["values"]) if found else "") for kind, found in report.accuracy.items()], ("trained on", "test accuracy", "each student, in %"), "Accuracy of the last epoch on the whole test set")
-            + (table([(who, f"{100 * found:.1f} %") for who, found in report.teachers.items()], ("teacher", "test accuracy"), "The teachers") if report.teachers else ""),
+            + (table([({'ssl': 'self-supervised'}.get(who, who), f"{100 * found:.1f} %") for who, found in report.teachers.items()], ("teacher", "test accuracy"), "The teachers") if report.teachers else ""),
         "Images": f'<div class="pair">{"".join(sheets)}</div>' if sheets else "",
         "Curves": "".join(curves),
         "Protocol": "".join(f"<p>{escape(protocol(config, recipe['relabel']))}</p>" for config in (soft, hard) if config and "relabel" in recipe) + "<p>The random real images are trained on under the same labels and epochs as the distilled ones.</p>",

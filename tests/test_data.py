@@ -128,6 +128,12 @@ def test_resized_to_a_square(tmp_path):
     assert (np.asarray(d.fit(wide, 10)) == np.asarray(wide)[:, 5:15]).all()
 
 
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
+    upright = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3; path, turned = tmp_path/"photo.png", Image.Exif()
+    turned[0x0112] = 6  # the camera lay on its side: turn a quarter to the right to see it upright
+    Image.fromarray(np.rot90(upright).copy()).save(path, exif=turned)
+    np.testing.assert_array_equal(d.decode(path, None)[0], upright)
+
 def test_many_files_are_decoded_in_order(tmp_path):
     path = tree(tmp_path/"zoo", train=350, test=1)
     found = d.load(path)

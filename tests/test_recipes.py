@@ -62,3 +62,5 @@ def test_grid_has_every_combination_once():
     cells = grid_recipes(RECIPES["cifar100-mini"])
     assert len(cells) == 4 * 2 * 2 + 2 == len({json.dumps(flatten(cell), sort_keys=True) for cell in cells.values()})
     assert {cell.pretrain.method for name, cell in cells.items() if not name.startswith("supervised")} == {"mocov2", "mocov3", "swav", "dino"}
+    assert list(cells)[0] == "mocov2-noise-ssl" and list(cells)[-1] == "supervised-patch-supervised"
+    assert set(grid_recipes(RECIPES["digits"])) == {f"{made}-noise-{labelled}" for made in ("simclr", "supervised") for labelled in ("ssl", "supervised")}
