@@ -9,7 +9,7 @@ __all__ = ['METHODS', 'CIFAR10', 'LOOK_EVERY', 'Moment', 'Method', 'supervised_p
            'side', 'project', 'simclr_parts', 'simclr_step', 'update_ema', 'ema_share', 'follower', 'info_nce',
            'Memory', 'mocov2_parts', 'in_groups', 'mocov2_keys', 'mocov2_step', 'moco_v3_loss', 'mocov3_parts',
            'mocov3_step', 'Prototypes', 'sinkhorn', 'swav_loss', 'swav_parts', 'swav_step', 'dino_loss', 'dino_parts',
-           'dino_step', 'defaults']
+           'dino_step']
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #dfc866d2
 import copy, math, time
@@ -24,7 +24,7 @@ from .data import batches, to_device, to_float
 from .device import autocast, generator, pick
 from .files import Checkpoint, UserError, nearest, progress
 from .models import build, knn_accuracy, seeded
-from .recipes import METHOD_VALUES, Pretrain
+from .recipes import Pretrain
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #0e01fe2c
 @dataclass(frozen=True)
@@ -442,11 +442,3 @@ def dino_step(parts, images, labels, config, moment):
     return loss
 
 METHODS["dino"] = Method(dino_parts, dino_step, crops=True)
-
-# %% ../nbs/pipeline/04_pretrain.ipynb #65c763b8
-def defaults(method: str,     # supervised, simclr, mocov2, mocov3, swav, dino
-             base: Pretrain,  # where every other value comes from
-            )->Pretrain:
-    "The recipe `base` with another method and the values that belong to it."
-    if method not in METHOD_VALUES: raise UserError(f"--pretrain.method {method}: there is no such method" + nearest(method, METHOD_VALUES))
-    return replace(base, method=method, **METHOD_VALUES[method])

@@ -10,10 +10,10 @@ from typing import Literal, Optional, get_args, get_origin, get_type_hints
 from .files import UserError, nearest
 
 # %% auto #0
-__all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS', 'AT_LEAST_ONE', 'ABOVE_ZERO',
-           'AT_MOST_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture', 'Pretrain', 'Align', 'Recover', 'Relabel',
-           'Train', 'Recipe', 'with_method', 'find_recipe', 'flatten', 'difference', 'complaint', 'check', 'override',
-           'from_dict', 'comments', 'grid_recipes', 'recovering']
+__all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS',
+           'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture', 'Pretrain',
+           'Align', 'Recover', 'Relabel', 'Train', 'Recipe', 'with_method', 'find_recipe', 'flatten', 'difference',
+           'complaint', 'check', 'override', 'from_dict', 'comments', 'grid_recipes', 'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -182,6 +182,15 @@ METHOD_VALUES = {
     "swav": dict(temperature=0.1, queue=4096, ema=0.99, ema_end=0.99, prototypes=100, local_crops=2, hand_on="online"),
     "dino": dict(temperature=0.1, queue=4096, ema=0.99, ema_end=0.99, prototypes=1024, local_crops=2, hand_on="online"),
 }
+SMALL = dict(batch=64, learning_rate=0.03, local_crops=0, bn_splits=2, sinkhorn_epsilon=0.05, teacher_temperature=0.04)
+DIGIT_VALUES = {
+    "supervised": SMALL | dict(batch=128, learning_rate=0.1),
+    "simclr": SMALL | dict(batch=256, learning_rate=0.1, local_crops=2, bn_splits=8),
+    "mocov2": SMALL | dict(temperature=0.1),
+    "mocov3": SMALL,
+    "swav": SMALL | dict(prototypes=50, sinkhorn_epsilon=0.03),
+    "dino": SMALL | dict(prototypes=100, teacher_temperature=0.02, ema=0.95),
+}
 
 # %% ../nbs/pipeline/10_recipes.ipynb #cdee3462
 def with_method(recipe: Recipe,  # what to start from
@@ -190,12 +199,13 @@ def with_method(recipe: Recipe,  # what to start from
     "Change the pretraining method of a recipe, and what goes with it."
     if method not in METHOD_VALUES: raise UserError(f"--pretrain.method {method}: there is no such method{nearest(method, METHOD_VALUES)}")
     if method == recipe.pretrain.method: return recipe
-    return replace(recipe, pretrain=replace(recipe.pretrain, method=method, **METHOD_VALUES[method]))
+    values = METHOD_VALUES[method] | (DIGIT_VALUES[method] if recipe.data.name == "digits" else {})
+    return replace(recipe, pretrain=replace(recipe.pretrain, method=method, **values))
 
 # %% ../nbs/pipeline/10_recipes.ipynb #2cebe5b7
 supervised_cifar = Pretrain(method="supervised", epochs=200, batch=128, learning_rate=0.1)
 RECIPES = {r.name: r for r in [
-    Recipe("digits", "scikit-learn's handwritten digits: the whole method in two minutes", "nothing: the images come with scikit-learn", "3 minutes on two cores",
+    Recipe("digits", "scikit-learn's handwritten digits: the whole method in minutes", "nothing: the images come with scikit-learn", "3 minutes on two cores",
            Data("digits"), Architecture(width=16), Architecture(width=16),
            Pretrain(epochs=40, batch=256, learning_rate=0.1, hidden=128, projection=64, measure_every=5),
            Pretrain(method="supervised", epochs=15, batch=128, learning_rate=0.1),
@@ -206,12 +216,12 @@ RECIPES = {r.name: r for r in [
            Pretrain(method="supervised", epochs=15, batch=128, learning_rate=0.1)),
     Recipe("cifar100-mini", "the first ten classes of CIFAR-100, a narrow network: real photographs on two cores", "CIFAR-100 (--data)", "",
            Data("cifar100", classes=10), Architecture(width=16), Architecture(width=16),
-           Pretrain(epochs=60, batch=256, learning_rate=0.1),
-           Pretrain(method="supervised", epochs=30, batch=128, learning_rate=0.1),
+           Pretrain(epochs=20, batch=128, learning_rate=0.06),
+           Pretrain(method="supervised", epochs=30, batch=64, learning_rate=0.05),
            Align(epochs=100, optimizer="adamw", learning_rate=0.05, schedule="cosine", augment=False),
            Recover(steps=500, learning_rate=0.05, r_bn=1.0, bn_form="normalized", init="patch", crop_min=0.5), Relabel(teacher="supervised"),
-           replace(PROTOCOLS["strong"], students=3), replace(PROTOCOLS["hard"], students=3, batch=64),
-           Pretrain(method="supervised", epochs=30, batch=128, learning_rate=0.1)),
+           replace(PROTOCOLS["strong"], students=3, epochs=200), replace(PROTOCOLS["hard"], students=3, epochs=200, batch=64),
+           Pretrain(method="supervised", epochs=30, batch=64, learning_rate=0.05)),
     Recipe("cifar100-scdd", "SC-DD as published: MoCo v2, IPC 50 (--recover.ipc 1 and 10 for the others)", "CIFAR-100 (--data); a GPU", "",
            Data("cifar100"), Architecture(), Architecture(),
            Pretrain("mocov2", 200, 512, learning_rate=0.06, normalization="cifar10"), supervised_cifar, Align(),

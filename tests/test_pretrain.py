@@ -9,9 +9,9 @@ import scdd.pretrain as module
 from scdd.data import ImageData
 from scdd.files import Checkpoint, UserError
 from scdd.models import bn_layers, build
-from scdd.pretrain import (METHODS, assemble, defaults, dino_loss, embedding_spread, info_nce, learning_rate, mocov2_keys, moco_v3_loss,
+from scdd.pretrain import (METHODS, assemble, dino_loss, embedding_spread, info_nce, learning_rate, mocov2_keys, moco_v3_loss,
                            nt_xent, pretrain, probe_accuracy, sinkhorn, swav_loss)
-from scdd.recipes import METHOD_VALUES, Architecture, Pretrain
+from scdd.recipes import Architecture, Pretrain
 
 SMALL = Architecture(width=4)
 TINY = Pretrain(epochs=2, batch=16, learning_rate=0.05, hidden=16, projection=8, queue=32, prototypes=12, bn_splits=4, measure_every=0,
@@ -101,11 +101,6 @@ def test_optimizers(optimizer, kind):
     if optimizer == "lars": assert made.param_groups[1]["weight_decay"] == 0 and all(p.ndim == 1 for p in made.param_groups[1]["params"])
     assert pretrain(some(), SMALL, replace(config, epochs=1), device="cpu").about["curve"][0]["loss"] > 0
 
-def test_defaults():
-    assert defaults("dino", TINY).prototypes == METHOD_VALUES["dino"]["prototypes"] and defaults("dino", TINY).epochs == 2
-    with pytest.raises(UserError, match="did you mean 'simclr'"): defaults("simclear", TINY)
-
-# the loop
 @pytest.mark.parametrize("method", ["supervised", *SELF])
 def test_resuming_is_exact(method, tmp_path, monkeypatch):
     config, data = tiny(method), some()
