@@ -114,7 +114,7 @@ def first_images(network, data, config, seed, device)->torch.Tensor:  # uint8 NÃ
     real = torch.from_numpy(random_subset(data, looked, seed).images)
     if config.init == "real": return real
     with autocast(device, config.precision):
-        found = [low_loss_patches(network, images.to(device), label, config.ipc, generator(device, seed, "recover", "patch", label)).cpu()
+        found = [low_loss_patches(network, images.to(device), label, config.ipc, generator(device, seed, "recover", "patch", label), scale=(config.patch_min, 1.0)).cpu()
                  for label, images in enumerate(real.split(looked))]
     return torch.cat(found)
 
