@@ -144,7 +144,7 @@ def processed(path, text=None):
         if cell.cell_type == "markdown": cell.source = local_links(cell.source, path)
         if cell.cell_type == "raw": cell.source = re.sub(r"^output-file:.*\n", "", cell.source, flags=re.M)
     at = next((i + 1 for i, c in enumerate(notebook.cells) if c.cell_type == "raw"), 0)
-    first = next((c for c in notebook.cells if c.cell_type == "markdown"), None)
+    first = next((c for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("# ")), None)
     if front and first: first.source = re.sub(r"\A# .+\n*(> .+\n*)?", "", first.source)          # the front matter has the title
     if front and cost_box(front): notebook.cells.insert(at, mk_cell(cost_box(front), "markdown"))
     return notebook

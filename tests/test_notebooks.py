@@ -57,4 +57,10 @@ def test_readme_is_the_index(tmp_path):
     try: site.readme(); assert (ROOT/"README.md").read_text(encoding="utf-8") == before
     finally: (ROOT/"README.md").write_text(before, encoding="utf-8")
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_a_page_has_one_title(path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["site"])      # not python -m pytest, which chapter 11's last module would take for python -m scdd
+    headings = [line for cell in site.plain(path, []).cells if cell.cell_type == "markdown" for line in re.sub(r"^```.*?^```", "", cell.source, flags=re.M | re.S).splitlines() if line.startswith("# ")]
+    assert len(headings) == 1
+
 def test_sidebar_lists_every_page(): site.check_sidebar()
