@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['LARGEST_ZCA', 'TINY', 'PUBLISHED', 'WORTH_COMPILING', 'CHECK_EVERY', 'flat', 'plain_expert', 'check_network',
            'as_function', 'Experts', 'draw_change', 'changed', 'expert_slopes', 'expert_epoch', 'origin_of',
-           'check_origin', 'Buffer', 'train_group', 'real_images', 'train_experts', 'missing_way', 'student_loss',
-           'plain_iteration', 'View', 'unrolled', 'Slopes', 'slopes_of', 'adjoint', 'Alive', 'recorded', 'careful',
-           'seconds_of', 'bench_iteration', 'bench_epoch', 'bench', 'fit_zca', 'check_zca', 'whiten', 'unwhiten',
-           'as_whitened', 'MTT', 'TESLA', 'published', 'draw_views', 'draw_stretch', 'gradient_of', 'check_match',
-           'check_numbers', 'optimise', 'expert_labels', 'final_labels', 'match_trajectories', 'mtt', 'tesla']
+           'check_origin', 'Buffer', 'train_group', 'real_images', 'train_experts', 'missing_way', 'way',
+           'student_loss', 'plain_iteration', 'View', 'unrolled', 'Slopes', 'slopes_of', 'adjoint', 'Alive', 'recorded',
+           'careful', 'seconds_of', 'bench_iteration', 'bench_epoch', 'bench', 'fit_zca', 'check_zca', 'whiten',
+           'unwhiten', 'as_whitened', 'MTT', 'TESLA', 'published', 'draw_views', 'draw_stretch', 'gradient_of',
+           'check_match', 'check_numbers', 'optimise', 'expert_labels', 'final_labels', 'match_trajectories', 'mtt',
+           'tesla']
 
 # %% ../../nbs/peers/23_trajectories.ipynb #43129514
 import copy, json, math, statistics, sys, tempfile, time, weakref
@@ -194,7 +195,9 @@ def train_experts(data: ImageData,
 # %% ../../nbs/peers/23_trajectories.ipynb #904877fa
 def missing_way(arrived, start, target)->torch.Tensor:
     "The share of the squared way from start to target that is left: 1 for a student that stayed where it was."
-    return (arrived - target).square().sum() / (start - target).square().sum()
+    return (arrived - target).square().sum() / way(start, target)
+
+def way(start, target): return (start - target).square().sum().clamp(min=1e-30)  # an expert that has nothing to learn (one class) stands still
 
 def student_loss(logits, precision="float32"):
     "A function (weights, images, labels) -> cross-entropy; labels are classes, or probabilities."
@@ -259,7 +262,7 @@ def adjoint(slopes: Slopes, start, target, images, labels, step_size, views, exa
         slope = slopes.first(points[-1], view.images(images), view.labels(labels))
         points.append(points[-1] - step_size * slope); total += slope
     ratio = missing_way(points[-1], start, target)
-    direction = 2 * (points[-1] - target) / (start - target).square().sum()
+    direction = 2 * (points[-1] - target) / way(start, target)
     to_images, to_step = torch.zeros_like(images), -(direction * total).sum()
     if exact: to_step = torch.zeros_like(to_step)
     for view, point in zip(reversed(views), reversed(points[:-1])):
@@ -323,16 +326,16 @@ def seconds_of(functions: dict, device, repeats=5)->dict:
     return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 def bench_iteration(data, architecture, images: int, steps: int, device, compile=True)->dict:
-    "Seconds of one iteration, on noise: the plain loop, ours, and the memory of either."
+    "Seconds of one iteration, on noise, by the plain loop and by ours."
     network = build(architecture, data, 0).to(device); loss = student_loss(as_function(network)[0])
     start, target = (flat(build(architecture, data, seed)).to(device) for seed in (1, 2))
     pixels = torch.randn(images, data.channels, data.size, data.size, generator=generator("cpu", "bench")).to(device)
     labels, size = torch.arange(images, device=device) % len(data.classes), torch.tensor(0.01, device=device)
     given, plain = (start, target, pixels, labels, size, [View()] * steps), slopes_of(loss)
     ways = {"plain loop": lambda: plain_iteration(network, pixels, labels, size, start, target, steps), "exact adjoint": lambda: adjoint(plain, *given), "TESLA": lambda: adjoint(plain, *given, exact=False)}
-    for name, made in {"recorded": False, **({"compiled": True} if compile else {})}.items():
-        slopes = Slopes(*(recorded(function, made) for function in plain))
-        ways |= {f"exact adjoint, {name}": lambda slopes=slopes: adjoint(slopes, *given), f"TESLA, {name}": lambda slopes=slopes: adjoint(slopes, *given, exact=False)}
+    tapes = Slopes(*(recorded(function) for function in plain)); fast = Slopes(*(recorded(function, True) for function in plain))
+    ways |= {"exact adjoint, recorded": lambda: adjoint(tapes, *given), "TESLA, recorded": lambda: adjoint(tapes, *given, exact=False)}
+    if compile: ways |= {"exact adjoint, compiled": lambda: adjoint(fast, *given), "TESLA, compiled": lambda: adjoint(fast, *given, exact=False)}
     return seconds_of(ways, device)
 
 def bench_epoch(data, architecture, batch: int, device, together=4)->dict:
@@ -355,7 +358,7 @@ def bench(out=None, device="auto", compile=True)->dict:
     from scdd.files import code_hash
     device, data = pick(device), load("digits"); compile = compile and can_compile()
     small, wide = (Architecture("convnet", width=width, norm="instance") for width in (32, 128))
-    found = {"iteration of 10 steps, 10 images, width 32": bench_iteration(data, small, 10, 10, device, compile), "iteration of 10 steps, 100 images, width 32": bench_iteration(data, small, 100, 10, device, compile),
+    found = {"iteration of 10 steps, 10 images, width 32": bench_iteration(data, small, 10, 10, device, compile), "iteration of 10 steps, 100 images, width 32": bench_iteration(data, small, 100, 10, device, False),
              "expert epoch, 1297 images, width 32, batch 64": bench_epoch(data, small, 64, device), "expert epoch, 1297 images, width 128, batch 256": bench_epoch(data, wide, 256, device)}
     result = {"what": "seconds, median", "data": "digits, 16×16", "seconds": found, "threads": torch.get_num_threads(), "code": code_hash("scdd.peers.trajectories"), **provenance(device)}
     if out: write_json(out, result)
@@ -486,7 +489,7 @@ def gradient_of(logits, config: MTT):
 # %% ../../nbs/peers/23_trajectories.ipynb #3f661420
 def check_match(data: ImageData, ipc: int, config: MTT):
     "Refuse what cannot work."
-    check_config(config); check_ipc(data, ipc, real=config.init == "real")
+    check_config(replace(config, folder=None)); check_ipc(data, ipc, real=config.init == "real")
     for name in ("iterations", "steps", "ahead", "starts"):
         if getattr(config, name) < 1: raise UserError(f"--config.{name} {getattr(config, name)}: must be at least 1")
     if config.batch is not None and config.batch < 1: raise UserError(f"--config.batch {config.batch}: must be at least 1")
