@@ -145,6 +145,14 @@ def test_sameness():
     assert torch.autograd.gradcheck(loss, (images,), atol=1e-6)
 
 
+def test_densification_is_part_of_the_loss(data, network):
+    settings, labels = Decoupled(recover=QUICK, densify=3.0), torch.tensor([0, 0])
+    source = chapter.source_of(network, data, settings, torch.device("cpu"))
+    images, groups = torch.randn(2, 3, 12, 12) / 20, [torch.arange(2)]
+    with_it, without = (chapter.step_losses(source, targets_of(source, labels, one), images, labels, groups, one) for one in (settings, replace(settings, densify=0.0)))
+    torch.testing.assert_close(with_it - without, torch.stack([3 * sameness(images, groups), *torch.zeros(2)]), rtol=1e-3, atol=1e-5)
+
+
 # ingredients
 
 def test_turns():
@@ -174,7 +182,7 @@ def test_every_ingredient_has_an_effect(data, network, pool, config):
     made = decoupled(data, 2, config, teacher=teacher)
     assert (made.labels == [0, 0, 1, 1, 2, 2]).all() and made.images.shape == (6, 3, 12, 12) and np.isfinite([row["loss"] for row in made.provenance["curve"]]).all()
     assert (decoupled(data, 2, config, teacher=teacher).images == made.images).all()
-    for name, off in {"conv_patch": 0, "densify": 0.0, "category": 0.0, "residual": 0.0}.items():
+    for name, off in {"conv_patch": 0, "category": 0.0, "residual": 0.0}.items():
         if getattr(config, name): assert (decoupled(data, 2, replace(config, **{name: off}), teacher=teacher).images != made.images).any(), name
 
 
@@ -183,14 +191,14 @@ def test_every_ingredient_has_an_effect(data, network, pool, config):
 def test_any_shape(name, classes, channels, size, ipc):
     data = images_of(classes, 4, channels, size)
     method, kind = METHODS[name]
-    config = RDED() if kind is RDED else replace(kind(), recover=replace(kind().recover, steps=2, batch=4, precision="float32"))
+    config = RDED() if kind is RDED else replace(kind(), recover=replace(kind().recover, steps=4, batch=4, precision="float32"))
     made = method(data, ipc, config, teacher=network_of(data))
     assert made.images.shape == (classes * ipc, channels, size, size) and made.ipc == ipc and made.provenance["method"] == name
     assert made.provenance["config"] and made.provenance["teacher_seconds"] == 0.0
 
 
 def test_digits_are_not_mirrored(data):
-    assert chapter.fitted(CDA(), 1, data).recover.flip and not chapter.fitted(CDA(), 1, replace(data, name="digits")).recover.flip
+    assert chapter.suited(CDA(), 1, data).recover.flip and not chapter.suited(CDA(), 1, replace(data, name="digits")).recover.flip
 
 
 # RDED
@@ -317,7 +325,7 @@ def test_published():
 # what is refused
 
 @pytest.mark.parametrize("config, words", [
-    (FADRM(recover=QUICK), "--config.residual: .* init patch"), (FADRM(recover=replace(QUICK, init="real"), residual=1.5), "--config.residual 1.5"), (FADRM(recover=replace(QUICK, init="real"), blocks=7), "--config.blocks 7: give 1 to 6"),
+    (FADRM(recover=QUICK), "--config.residual: .*init patch"), (FADRM(recover=replace(QUICK, init="real"), residual=1.5), "--config.residual 1.5"), (FADRM(recover=replace(QUICK, init="real"), blocks=7), "--config.blocks 7: give 1 to 6"),
     (EDC(recover=QUICK, category=-0.1), "--config.category -0.1"), (GVBSM(recover=QUICK, conv_patch=-1), "--config.conv_patch -1"),
     (GVBSM(recover=replace(QUICK, keep="best")), "keep best"), (GVBSM(recover=replace(QUICK, micro_batch=2)), "micro_batch"),
 ])
