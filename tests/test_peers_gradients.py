@@ -8,7 +8,7 @@ from scdd.files import UserError
 from scdd.models import build
 from scdd.peers import gradients as module
 from scdd.peers.coresets import class_indices, normalised
-from scdd.peers.gradients import ALL_KINDS, DC, DSA, LOOPS, OPERATIONS, check_config, class_slope, dc, draw_siamese, dsa, gradient_distance, image_step, loops, network_gradient, settle_batchnorm, siamese
+from scdd.peers.gradients import ALL_KINDS, DC, DSA, Halve, LOOPS, OPERATIONS, check_config, class_slope, dc, draw_siamese, dsa, gradient_distance, image_step, loops, network_gradient, random_network, settle_batchnorm, siamese
 from scdd.recipes import Architecture, comments
 from scdd.recover import SyntheticSet
 
@@ -172,6 +172,17 @@ def test_batchnorm_statistics(data, momentum):
     norm, first = network.backbone.blocks[0][1], network.backbone.blocks[0][0](normalised(real, data))
     torch.testing.assert_close(norm.running_mean, momentum * first.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
     assert not norm.training
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (2, 3)])
+def test_halve_is_the_mean(size):
+    maps = torch.randn(2, 3, *size, dtype=torch.float64, generator=generator("cpu", 0)).requires_grad_()
+    torch.testing.assert_close(Halve()(maps), torch.nn.AvgPool2d(2)(maps))
+    assert torch.autograd.gradgradcheck(lambda x: Halve()(x).square(), maps)
+
+def test_random_network_is_build_with_another_mean(data):
+    one, two = build(TINY, data, seed=(0, "x")), random_network(TINY, data, "cpu", 0, "x"); images = torch.rand(2, 3, 12, 12)
+    assert one.state_dict().keys() == two.state_dict().keys()
+    torch.testing.assert_close(one(images), two(images))
 
 def test_a_residual_network_too(data):
     assert len(dc(some_data(2, 4, 3, 16), 1, replace(QUICK, iterations=1, outer=1, network=Architecture(width=2)))) == 2

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LOOPS', 'SIAMESE', 'OPERATIONS', 'ALL_KINDS', 'AT_LEAST_ONE', 'gradient_distance', 'network_gradient', 'class_slope',
            'loops', 'recolor', 'mirror', 'warp', 'rescale', 'turn', 'inside', 'whole', 'shift', 'cut_out',
-           'draw_siamese', 'siamese', 'image_step', 'train_on', 'settle_batchnorm', 'DC', 'DSA', 'check_config',
-           'origin', 'resumed', 'check_losses', 'watched_steps', 'bring_back', 'black_and_white', 'move',
-           'fresh_network', 'match_gradients', 'finished', 'dc', 'dsa']
+           'draw_siamese', 'siamese', 'image_step', 'train_on', 'settle_batchnorm', 'Halve', 'random_network', 'DC',
+           'DSA', 'check_config', 'origin', 'resumed', 'check_losses', 'watched_steps', 'bring_back', 'black_and_white',
+           'move', 'fresh_network', 'match_gradients', 'finished', 'dc', 'dsa']
 
 # %% ../../nbs/peers/21_gradients.ipynb #b678a1e4
 import json, time
@@ -157,11 +157,10 @@ def siamese(images: torch.Tensor,  # N×C×H×W float, normalised
     kinds, chance = drawn["kind"], drawn["chance"].to(images.device, images.dtype, non_blocking=True)
     if which is None: which = torch.zeros(len(images), dtype=torch.long) if len(kinds) == 1 else torch.arange(len(kinds))
     if len(which) != len(images): raise ValueError(f"{len(kinds)} changes for {len(images)} images: say which image gets which")
-    names = list(dict.fromkeys(kinds))
-    if len(names) == 1: return OPERATIONS[names[0]](images, chance[which.to(images.device)])
-    own = torch.tensor([names.index(kind) for kind in kinds])[which]
-    rows = [(own == number).nonzero().flatten() for number in range(len(names))]
-    parts = [OPERATIONS[name](images[mine.to(images.device)], chance[which[mine].to(images.device)]) for name, mine in zip(names, rows)]
+    names = list(dict.fromkeys(kinds)); own = torch.tensor([names.index(kind) for kind in kinds])[which]
+    used = own.unique().tolist(); rows = [(own == number).nonzero().flatten() for number in used]
+    if len(used) == 1: return OPERATIONS[names[used[0]]](images, chance[which.to(images.device)])
+    parts = [OPERATIONS[names[number]](images[mine.to(images.device)], chance[which[mine].to(images.device)]) for number, mine in zip(used, rows)]
     return torch.cat(parts)[torch.cat(rows).argsort().to(images.device)]
 
 # %% ../../nbs/peers/21_gradients.ipynb #c22fbc57
@@ -201,6 +200,21 @@ def settle_batchnorm(network, members, real, data, config, key):
     network.train()
     with torch.no_grad(): network.normalized(normalised(real[rows], data))
     for layer in norms: layer.eval()
+
+# %% ../../nbs/peers/21_gradients.ipynb #3d4f123f
+class Halve(nn.Module):
+    "The mean of each 2×2 pixels, as two additions; an odd row or column at the end is left out, as AvgPool2d does."
+    def forward(self, maps):
+        height, width = (side // 2 * 2 for side in maps.shape[2:])
+        rows = maps[..., 0:height:2, :width] + maps[..., 1:height:2, :width]
+        return (rows[..., ::2] + rows[..., 1::2]) * 0.25
+
+def random_network(architecture: Architecture, data, device, *key)->nn.Module:
+    "A network whose weights depend on the key alone; a ConvNet on a processor gets the quicker mean."
+    network = build(architecture, data, seed=key).to(device)
+    if architecture.name == "convnet" and torch.device(device).type == "cpu":
+        for block in network.backbone.blocks: block[3] = Halve()
+    return network
 
 # %% ../../nbs/peers/21_gradients.ipynb #69d55c51
 @dataclass(frozen=True)
@@ -292,7 +306,7 @@ def move(optimizer, images, ends=None):
 # %% ../../nbs/peers/21_gradients.ipynb #af764f48
 def fresh_network(config, data, device, *key)->tuple:  # network, its optimizer
     "A random network, and the optimizer that trains it."
-    network = build(config.network, data, seed=key).to(device)
+    network = random_network(config.network, data, device, *key)
     return network, torch.optim.SGD(network.parameters(), config.network_rate, config.network_momentum)
 
 def match_gradients(method, data, ipc, config, seed, device, checkpoint, on_step)->SyntheticSet:
