@@ -7,8 +7,8 @@ __all__ = ['SRE2L_RECIPE', 'LOOK', 'METHODS', 'PUBLISHED', 'EVALUATION', 'Decoup
            'plain', 'check_config', 'decoupled', 'described', 'SRe2L', 'sre2l', 'CDA', 'cda', 'RDED', 'check_tiles',
            'padded', 'tiled', 'rded', 'SRe2LPlus', 'sre2l_plus', 'block_ends', 'image_moments', 'pooled',
            'batch_moments', 'watched_layers', 'watching', 'class_statistics', 'overall', 'class_targets', 'sameness',
-           'Source', 'source_of', 'targets_of', 'step_losses', 'turns', 'synthesise_batch', 'synthesise', 'GVBSM',
-           'EDC', 'FADRM', 'gvbsm', 'edc', 'fadrm', 'published', 'smoothed', 'ema_student']
+           'Source', 'source_of', 'targets_of', 'step_losses', 'turns', 'update', 'synthesise_batch', 'synthesise',
+           'GVBSM', 'EDC', 'FADRM', 'gvbsm', 'edc', 'fadrm', 'published', 'smoothed', 'ema_student']
 
 # %% ../../nbs/peers/24_decoupled.ipynb #799af67e
 import copy, json, math, time
@@ -336,6 +336,14 @@ def turns(sources: int, steps: int, key, choose="random")->list:  # of whole num
     return torch.randint(sources, (steps,), generator=generator("cpu", *key, "turns")).tolist()
 
 # %% ../../nbs/peers/24_decoupled.ipynb #9a1f4615
+LOOK = 50  # steps between two looks at the losses, which make a GPU wait
+
+def update(optimizer, images, black, white, patch=None, share=0.0):
+    "A step of Adam, clipped to what a pixel can be; where there is a share, the patch is mixed in and Adam starts afresh."
+    optimizer.step(); images.clamp_(black, white)
+    if share: images.lerp_(patch, share); optimizer.state.clear()
+
+# %% ../../nbs/peers/24_decoupled.ipynb #f63a6c2c
 def synthesise_batch(sources: list, start, labels, config, key, store, about, bar=None, on_step=None)->tuple:  # images in [0, 1], losses steps×3
     "The images of one batch, from several networks and targets."
     leader, settings, device = sources[0].network, config.recover, start.device
@@ -353,15 +361,12 @@ def synthesise_batch(sources: list, start, labels, config, key, store, about, ba
         losses[0].backward(); curve[step] = losses.detach()
         with torch.no_grad():
             if on_step: on_step(step, leader.denormalize(images), curve[step])
-            optimizer.step(); images.clamp_(black, white)
-            if step + 1 in ends: images.lerp_(start, config.residual); optimizer.state.clear()
+            update(optimizer, images, black, white, start, config.residual * (step + 1 in ends))
         if bar is not None: bar.update()
         if step + 1 - checked < LOOK and step + 1 < settings.steps: continue
         check_finite(curve, checked, step + 1); checked = step + 1
         store.save(lambda: {"about": about, "step": checked, "live": live, "optimizer": optimizer.state_dict()})
     return leader.denormalize(images.detach()), curve
-
-LOOK = 50  # steps between two looks at the losses, which make a GPU wait
 
 # %% ../../nbs/peers/24_decoupled.ipynb #0102e75d
 def synthesise(networks: list, data, config, seed=0, device="auto", checkpoint=None, on_step=None):  # SyntheticSet
