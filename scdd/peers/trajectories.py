@@ -97,9 +97,11 @@ def expert_slopes(logits, together: int, device, precision="float32"):
     def loss(weights, images, labels):
         with autocast(device, precision): said = logits(weights, images)
         return F.cross_entropy(said.float(), labels)
-    one = grad_and_value(loss)
-    if together > 1: return vmap(one)
-    return lambda weights, images, labels: tuple(value[None] for value in one(weights[0], images[0], labels[0]))
+    if together > 1: return vmap(grad_and_value(loss))
+    def one(weights, images, labels):
+        weights = weights[0].detach().requires_grad_(); value = loss(weights, images[0], labels[0])
+        return torch.autograd.grad(value, weights)[0][None], value.detach()[None]
+    return one
 
 def expert_epoch(slopes, weights, velocity, source, labels, members, epoch, config: Experts, seed, data_name):
     "One pass over the real data for a group of experts, whose weights change in place; their mean losses."
@@ -246,12 +248,15 @@ class Slopes(NamedTuple):
 
 def slopes_of(loss)->Slopes:
     "First and second derivatives of a loss."
-    first = grad(loss)
+    slope = grad(loss)
+    def first(weights, images, labels):
+        weights = weights.detach().requires_grad_()
+        return torch.autograd.grad(loss(weights, images, labels), weights)[0]
     def both(weights, images, labels, direction):
-        value, back = vjp(lambda weights, images: (first(weights, images, labels) * direction).sum(), weights, images)
+        value, back = vjp(lambda weights, images: (slope(weights, images, labels) * direction).sum(), weights, images)
         return *back(torch.ones_like(value)), value
     def pixels(weights, images, labels, direction):
-        return grad(lambda images: (first(weights, images, labels) * direction).sum())(images)
+        return grad(lambda images: (slope(weights, images, labels) * direction).sum())(images)
     return Slopes(first, both, pixels)
 
 # %% ../../nbs/peers/23_trajectories.ipynb #7506eb53
@@ -348,7 +353,7 @@ def bench_epoch(data, architecture, batch: int, device, together=4)->dict:
         return lambda: expert_epoch(slopes, weights, None, source, labels, range(count), 0, config, 0, data.name)
     ways = {"plain loop": lambda: plain_expert(network, table, labels, 1, 0.01, batch), "alone": ours(1, "float32"), f"{together} by vmap": ours(together, "float32"),
             "alone, bfloat16": ours(1, "bfloat16"), f"{together} by vmap, bfloat16": ours(together, "bfloat16")}
-    return {name: seconds / (together if "vmap" in name else 1) for name, seconds in seconds_of(ways, device, 3).items()}
+    return {name: seconds / (together if "vmap" in name else 1) for name, seconds in seconds_of(ways, device, 2).items()}
 
 # %% ../../nbs/peers/23_trajectories.ipynb #efc5d311
 def bench(out=None, device="auto", compile=True)->dict:
@@ -357,9 +362,9 @@ def bench(out=None, device="auto", compile=True)->dict:
     from scdd.train import provenance
     from scdd.files import code_hash
     device, data = pick(device), load("digits"); compile = compile and can_compile()
-    small, wide = (Architecture("convnet", width=width, norm="instance") for width in (32, 128))
+    small, wide = (Architecture("convnet", width=width, norm="instance") for width in (32, 64))
     found = {"iteration of 10 steps, 10 images, width 32": bench_iteration(data, small, 10, 10, device, compile), "iteration of 10 steps, 100 images, width 32": bench_iteration(data, small, 100, 10, device, False),
-             "expert epoch, 1297 images, width 32, batch 64": bench_epoch(data, small, 64, device), "expert epoch, 1297 images, width 128, batch 256": bench_epoch(data, wide, 256, device)}
+             "expert epoch, 1297 images, width 32, batch 64": bench_epoch(data, small, 64, device), "expert epoch, 1297 images, width 64, batch 256": bench_epoch(data, wide, 256, device)}
     result = {"what": "seconds, median", "data": "digits, 16×16", "seconds": found, "threads": torch.get_num_threads(), "code": code_hash("scdd.peers.trajectories"), **provenance(device)}
     if out: write_json(out, result)
     return result
