@@ -68,6 +68,13 @@ def test_slope_by_differences(data, network):
     assert loss(images) == pytest.approx(of(images) / 3, rel=1e-5)
     assert measured == pytest.approx(float((images.grad * direction).sum()), rel=1e-5)
 
+def test_embedded_in_pieces(data, monkeypatch):
+    images = torch.randn(70, 3, 12, 12, generator=generator("cpu", 0))
+    for network in (build(TINY, data), build(BN, data).train()):
+        monkeypatch.setattr(module, "PIECE", 1)
+        with torch.no_grad(): whole = network.backbone(images)
+        torch.testing.assert_close(module.embedded(network, images), whole, rtol=1e-4, atol=1e-5)
+
 def test_class_means():
     features = torch.randn(9, 2, 3, generator=generator("cpu", 0))
     torch.testing.assert_close(class_means(features, [3, 3, 3]), torch.stack([features[i:i+3].mean(0) for i in (0, 3, 6)]))
