@@ -12,8 +12,8 @@ from .files import UserError, nearest
 # %% auto #0
 __all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS',
            'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture', 'Pretrain',
-           'Align', 'Recover', 'Relabel', 'Train', 'Recipe', 'with_method', 'find_recipe', 'flatten', 'difference',
-           'complaint', 'check', 'override', 'from_dict', 'comments', 'grid_recipes', 'recovering']
+           'Align', 'Recover', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe', 'flatten',
+           'difference', 'complaint', 'check', 'override', 'from_dict', 'comments', 'grid_recipes', 'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -100,7 +100,7 @@ class Recover:
     flip: bool = False  # random horizontal flip at each step
     init: Literal["noise", "real", "patch"] = "noise"  # noise: N(0, 1); real: random training images; patch: crops of real images on which the teacher's loss is low
     patch_candidates: int = 50  # patch: images per class looked at
-    patch_min: float = 0.08  # patch: smallest area of a crop, a fraction (0.08 as in RDED; small images lose their object in such crops)
+    patch_min: float = 0.08  # patch: smallest area of a crop, a fraction (0.08 as in RDED)
     batch: int = 100  # images a step, which share one set of statistics
     arrange: Literal["classes", "single", "mixed"] = "classes"  # classes: each class as often as the others in a batch; single: one class a batch; mixed: shuffled
     micro_batch: Optional[int] = None  # images in memory at once; the result is the same (exact two-pass gradient)
@@ -147,6 +147,14 @@ class Train:
 
 # %% ../nbs/pipeline/10_recipes.ipynb #c6fe1cbc
 @dataclass(frozen=True)
+class Peer:
+    "Another method that makes the images, in the place of recovery (chapter 25)."
+    method: str  # dc, mtt, herding, … as `scdd distill` lists them
+    config: dict = field(default_factory=dict)  # all values of that method, as plain numbers, names and lists
+    teacher: Optional[str] = None  # file of the network that a decoupled method uses; where not given it is trained as `network` and `supervised` say
+    learned: Literal["used", "ignored"] = "used"  # step size and whitening that come with the images, for students with hard labels
+
+@dataclass(frozen=True)
 class Recipe:
     "Everything a run needs to know."
     name: str = "recipe"  # what `scdd run` calls it
@@ -164,6 +172,7 @@ class Recipe:
     train: Train = field(default_factory=Train)  # the soft-label protocol
     hard: Train = field(default_factory=lambda: PROTOCOLS["hard"])  # the hard-label protocol
     full: Pretrain = field(default_factory=lambda: Pretrain(method="supervised"))  # how a student is trained on the full data
+    peer: Optional[Peer] = None  # another method in the place of recovery
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4b8fe09a
 PROTOCOLS = {
@@ -266,10 +275,9 @@ def flatten(recipe,      # a Recipe or one of its parts
             prefix="",   # put before every name
            )->dict:      # {"recover.steps": 1000, …}
     "Every value under its full name."
-    flat = {}
-    for f in fields(recipe):
-        value = getattr(recipe, f.name)
-        flat |= flatten(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: value}
+    values, flat = recipe if isinstance(recipe, dict) else {f.name: getattr(recipe, f.name) for f in fields(recipe)}, {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if is_dataclass(value) or isinstance(value, dict) else {prefix + name: value}
     return flat
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4b69d7ed
@@ -280,7 +288,7 @@ def difference(first: Recipe,   # one recipe
               )->dict:          # {"recover.steps": (300, 1000), …}; the texts do not count
     "The values in which two recipes differ."
     a, b = flatten(first), flatten(second)
-    return {name: (a[name], b[name]) for name in a if a[name] != b[name] and name not in TEXTS}
+    return {name: (a.get(name), b.get(name)) for name in a | b if a.get(name) != b.get(name) and name not in TEXTS}
 
 # %% ../nbs/pipeline/10_recipes.ipynb #eefd3113
 AT_LEAST_ONE = ("epochs", "batch", "steps", "ipc", "students", "width", "depth", "hidden", "projection", "queue", "prototypes", "bn_splits",
@@ -296,7 +304,8 @@ def complaint(name: str,   # of the field, without its stage
     if value is None: return "" if type(None) in get_args(kind) else "needs a value"
     if get_origin(kind) is Literal and value not in get_args(kind): return f"there is no such choice{nearest(value, get_args(kind))}"
     if kind is bool: return "" if isinstance(value, bool) else "must be True or False"
-    if kind is str: return "" if isinstance(value, str) and value else "must be a name"
+    if kind in (str, Optional[str]): return "" if isinstance(value, str) and value else "must be a name"
+    if kind is dict: return "" if isinstance(value, dict) else "must be a table of values"
     if isinstance(value, tuple): return "" if value and all(0 <= v < 1 for v in value) else "must be numbers from 0 to below 1"
     if not isinstance(value, (int, float)): return "" if get_origin(kind) is Literal else "must be a number"
     if kind in (int, Optional[int]) and (not isinstance(value, int) or isinstance(value, bool)): return "must be a whole number"
@@ -313,7 +322,7 @@ def check(recipe: Recipe,  # what to look at
         stage = getattr(recipe, part.name)
         for name, kind in get_type_hints(type(stage)).items() if is_dataclass(stage) else ():
             wrong = complaint(name, getattr(stage, name), kind)
-            if wrong: raise UserError(f"--{part.name}.{name} {getattr(stage, name)}: {wrong}")
+            if wrong: raise UserError(f"--{part.name}.{name} {getattr(stage, name)}: {wrong}".replace("--peer.", "--"))
     return recipe
 
 def override(recipe: Recipe,  # what to start from
@@ -337,8 +346,8 @@ def from_dict(values: dict,  # what `dataclasses.asdict` gave, perhaps by way of
     known = {f.name: f for f in fields(kind)}
     for name in values:
         if name not in known: raise UserError(f"{name}: this version of scdd knows no such value{nearest(name, known)}")
-    parts = get_type_hints(kind)
-    build = lambda name, v: from_dict(v, parts[name]) if is_dataclass(parts[name]) else tuple(v) if isinstance(v, list) else v
+    parts = {name: next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), hint) for name, hint in get_type_hints(kind).items()}
+    build = lambda name, v: from_dict(v, parts[name]) if is_dataclass(parts[name]) and v is not None else tuple(v) if isinstance(v, list) else v
     return kind(**{name: build(name, v) for name, v in values.items()})
 
 # %% ../nbs/pipeline/10_recipes.ipynb #7d06ca74

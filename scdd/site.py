@@ -271,9 +271,10 @@ def keep(run,          # a finished run folder
     from scdd.recipes import from_dict
     from scdd.recover import SyntheticSet
     kept = root()/"nbs"/"experiments"/"results"
-    if (Path(run)/"grid.json").is_file():
-        found = read_json(Path(run)/"grid.json")
-        return write_json(kept/f"{name or found['recipe']['name'] + '-grid'}.json", found)
+    for kind in ("grid", "compare"):
+        if not (Path(run)/f"{kind}.json").is_file(): continue
+        found = read_json(Path(run)/f"{kind}.json")
+        return write_json(kept/f"{name or found['recipe']['name'] + '-' + kind}.json", found)
     report = read_json(Path(run)/"report.json"); report.pop("curves", None)
     recipe = from_dict({k: v for k, v in report["recipe"].items() if k != "seed"}); name = name or recipe.name
     write_json(kept/f"{name}.json", report)

@@ -354,7 +354,7 @@ figure{margin:1rem 0;background:#fff;border:1px solid var(--line);border-radius:
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem}.pair figure{margin:0}
 .scroll{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-size:.92rem}caption{text-align:left;padding:.2rem 0}
 th,td{text-align:left;vertical-align:top;padding:.25rem .9rem .25rem 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere}tbody th{font-weight:500;overflow-wrap:normal}
-td:not(:last-child){white-space:nowrap}@media(max-width:40rem){figure img{max-width:none;width:36rem}}
+td:not(:last-child){white-space:nowrap}
 details{margin:.6rem 0}summary{cursor:pointer;color:var(--link)}code{overflow-wrap:anywhere}
 """
 

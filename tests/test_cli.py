@@ -7,7 +7,7 @@ from scdd.run import main, parse
 def scdd(*words, **keywords): return subprocess.run([sys.executable, "-m", "scdd", *words], capture_output=True, text=True, **keywords)
 
 def test_help_imports_no_torch():
-    for words in (["--help"], ["run", "digits", "--help"], ["recipes"], ["--version"]):
+    for words in (["--help"], ["run", "digits", "--help"], ["recipes"], ["distill"], ["--version"]):
         code = f"import sys\nfrom scdd.run import main\ntry: main({words})\nexcept SystemExit: pass\nprint('LOADED', [m for m in ('torch', 'numpy', 'timm', 'matplotlib') if m in sys.modules])"
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert said.strip().endswith("LOADED []"), words
@@ -50,6 +50,17 @@ def test_recipes_are_listed(capsys):
     (["run", "digits", "--pretrain.method", "din"], "--pretrain.method din: there is no such method; did you mean 'dino'?"),
     (["train", "digits", "--grid"], "--grid: there is no such option"),
     (["show"], "scdd show needs a run folder"),
+    (["run", "digits", "--teacher", "x"], "--teacher: there is no such option"),
+    (["distill", "herdin", "digits"], "herdin: there is no such method; did you mean 'herding'?"),
+    (["distill", "dm"], "scdd distill dm needs the name of a recipe"),
+    (["distill", "dm", "digit"], "digit: there is no such recipe"),
+    (["distill", "dm", "digits", "--config.iteration", "5"], "--config.iteration: there is no such option; did you mean '--config.iterations'?"),
+    (["distill", "dm", "digits", "--config.iterations", "0", "--out", "never"], "--config.iterations 0: must be at least 1"),
+    (["distill", "dm", "digits", "--teacher", "x", "--out", "never"], "--teacher x: dm makes its images without a trained network"),
+    (["distill", "dm", "digits", "--learned", "perhaps"], "--learned perhaps: there is no such choice"),
+    (["distill", "sre2l", "digits", "--config.network.width", "8"], "--config.network.width: sre2l uses the recipe's network; give --network.width"),
+    (["distill", "sre2l", "digits", "--config.teacher.epochs", "8"], "--config.teacher.epochs: sre2l uses the recipe's network; give --supervised.epochs"),
+    (["compare", "digits", "--methods", "dmm"], "dmm: there is no such method; did you mean 'dm'?"),
 ])
 def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):
     assert main(words) == 2
@@ -59,7 +70,7 @@ def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):
 def test_words_become_a_recipe():
     recipe, own = parse("run", ["digits", "--recover.learning-rate", "0.5", "--recover.betas", "0.1", "0.2", "--recover.flip", "True", "--data.classes=3", "--data", "here", "--seed", "4", "--reuse", "a", "b", "--grid"])
     assert (recipe.recover.learning_rate, recipe.recover.betas, recipe.recover.flip, recipe.data.classes) == (0.5, (0.1, 0.2), True, 3)
-    assert own == {"data": "here", "out": None, "device": "auto", "seed": 4, "reuse": ("a", "b"), "grid": True}
+    assert own == {"data": "here", "out": None, "device": "auto", "seed": 4, "reuse": ("a", "b"), "grid": True, "teacher": None, "learned": "used", "methods": ()}
     assert parse("run", ["digits"])[0] == RECIPES["digits"]
 
 def test_a_method_brings_its_values():

@@ -101,6 +101,7 @@ def test_optimizers(optimizer, kind):
     if optimizer == "lars": assert made.param_groups[1]["weight_decay"] == 0 and all(p.ndim == 1 for p in made.param_groups[1]["params"])
     assert pretrain(some(), SMALL, replace(config, epochs=1), device="cpu").about["curve"][0]["loss"] > 0
 
+# the loop
 @pytest.mark.parametrize("method", ["supervised", *SELF])
 def test_resuming_is_exact(method, tmp_path, monkeypatch):
     config, data = tiny(method), some()

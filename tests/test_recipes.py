@@ -53,6 +53,7 @@ def test_a_method_brings_its_values_and_yours_win():
     assert dino.pretrain.prototypes == recipes.DIGIT_VALUES["dino"]["prototypes"] and with_method(RECIPES["cifar100-mini"], "dino").pretrain.prototypes == 1024
     assert with_method(dino, "simclr").pretrain == RECIPES["digits"].pretrain  # there and back
     assert len({frozenset(values) for values in recipes.METHOD_VALUES.values()}) == 1 and set(recipes.DIGIT_VALUES) == set(recipes.METHOD_VALUES)
+    with pytest.raises(UserError, match="did you mean 'simclr'"): with_method(dino, "simclear")
     assert override(RECIPES["digits"], {"pretrain.method": "dino", "pretrain.prototypes": 7}).pretrain.prototypes == 7
     assert with_method(RECIPES["cifar100-scdd"], "mocov2") == RECIPES["cifar100-scdd"]  # already its method: the published values stay
     assert set(recipes.METHOD_VALUES) == set(recipes.get_args(recipes.get_type_hints(recipes.Pretrain)["method"]))

@@ -1,11 +1,15 @@
 "Run folders: nothing is made twice, nothing is half-written, and a killed run ends like one that was left alone."
-import errno, json, os, signal, subprocess, sys, time
+import errno, json, os, shlex, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
+import numpy as np
 import pytest
-from scdd import run as runs
+from scdd import run as runs, site
 from scdd.files import UserError, read_json, write_json
-from scdd.recipes import RECIPES, grid_recipes, override
-from scdd.run import behind, claim, elsewhere, key, locked, main, plan, run, show
+from scdd.peers.compare import PEERS, changed, usual
+from scdd.recipes import GRID, RECIPES, flatten, grid_recipes, override
+from scdd.recover import SyntheticSet
+from scdd.run import behind, claim, elsewhere, key, locked, main, parse, plan, run, show, typed, with_peer
 
 DIGITS = override(RECIPES["digits"], {"data.classes": 3, "recover.ipc": 2})
 
@@ -166,6 +170,35 @@ def test_grid_makes_nothing_twice_and_goes_on(straw, tmp_path):
     made = len(straw.made); assert main(words) == 0 and len(straw.made) == made
     assert "| supervised | noise | simclr | 50.0 |" in show(tmp_path)
 
+def tiny_tree(folder):
+    "A tree of three class folders with four grey 8×8 images each."
+    from PIL import Image
+    for split in ("train", "test"):
+        for name in "abc":
+            (folder/split/name).mkdir(parents=True)
+            for i in range(4): Image.new("L", (8, 8), 20 * i + ord(name)).save(folder/split/name/f"{i}.png")
+    return str(folder)
+
+def test_the_grid_of_methods_makes_nothing_twice(straw, tmp_path, monkeypatch):
+    monkeypatch.setattr("scdd.recipes.GRID", GRID | {"pretrain.method": ("mocov2", "dino")})
+    words = ["run", "digits", "--data.name", tiny_tree(tmp_path/"tree"), "--recover.ipc", "2", "--out", str(tmp_path/"run"), "--grid"]
+    straw.fail["train/distilled_soft"] = KeyboardInterrupt()
+    assert main(words) == 130 and not (tmp_path/"run/grid.json").exists()
+    straw.fail.clear()
+    assert main(words) == 0 and len(set(straw.made)) == len(straw.made)
+    count = lambda name: names(straw).count(name)
+    assert count("pretrain/ssl") == 2 and count("pretrain/supervised") == count("data") == count("train/random_hard") == count("train/full_data") == 1
+    assert count("recover") == count("train/distilled_hard") == 6  # two methods and the supervised network, from noise and from patches
+    assert count("train/distilled_soft") == 10 and count("train/random_soft") == 3
+    assert "| dino | patch | supervised | 50.0 |" in show(tmp_path/"run")
+
+def test_a_grid_is_kept_as_a_result(straw, tmp_path, monkeypatch):
+    assert main(["run", "digits", "--data.classes", "3", "--recover.ipc", "2", "--out", str(tmp_path/"run"), "--grid"]) == 0
+    monkeypatch.setattr(site, "root", lambda: tmp_path)
+    (tmp_path/"nbs/experiments/results").mkdir(parents=True); site.keep(tmp_path/"run")
+    kept = read_json(tmp_path/"nbs/experiments/results/digits-grid.json")
+    assert len(kept["rows"]) == 4 and kept["command"].startswith("scdd run digits") and kept["command"].endswith("--grid") and "commit" in kept
+
 def test_seconds_survive_an_interruption(tmp_path):
     def attempt(fail):
         with runs.stopwatch(tmp_path) as seconds:
@@ -235,3 +268,83 @@ def test_a_network_cut_short_is_named(alone, tmp_path, capsys):
     assert main(["run", "digits", *TINY, "--out", str(tmp_path/"run")]) == 2
     error = capsys.readouterr().err
     assert str(path) in error and error.count("\n") == 1 and not (tmp_path/"run/recover").exists()
+
+# --- other methods ------------------------------------------------------------------------------------------------------
+
+SMALL_RUN = {"pretrain.epochs": 2, "supervised.epochs": 2, "full.epochs": 2, "align.epochs": 2, "recover.steps": 4, "recover.ipc": 2, "train.epochs": 2, "hard.epochs": 2,
+             "pretrain.measure_every": 0, "data.classes": 3, "network.width": 8, "student.width": 8}
+SMALL_WORDS = [word for name, value in SMALL_RUN.items() for word in (f"--{name}", str(value))]
+HURRIED = {"experts.count": 2, "experts.epochs": 5, "epochs": 1, "iterations": 2, "crops": 2}  # values of methods, where they have them
+
+def hurried(method, recipe):
+    "A method's own values, in less time."
+    config = usual(method, recipe)
+    return changed(config, {name: value for name, value in HURRIED.items() if name in flatten(config)})
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    "A finished small run of the recipe itself."
+    folder = tmp_path_factory.mktemp("ours")/"run"
+    assert main(["run", "digits", *SMALL_WORDS, "--out", str(folder)]) == 0
+    return folder
+
+@pytest.mark.parametrize("method", PEERS)
+def test_every_method_in_a_run(method, ours, tmp_path):
+    recipe = override(RECIPES["digits"], SMALL_RUN)
+    recipe = with_peer(recipe, method, hurried(method, recipe))
+    report = run(recipe, tmp_path/"run", reuse=[ours])
+    assert all(0 <= figure["mean"] <= 1 for figure in report.accuracy.values()) and report.recipe["peer"]["method"] == method
+    theirs = read_json(ours/"report.json")["accuracy"]
+    assert all(report.accuracy[figure] == theirs[figure] for figure in ("random_soft", "random_hard", "full_data"))  # nothing else has changed
+    if method == "random": assert report.accuracy["distilled_hard"]["values"] == theirs["random_hard"]["values"] and report.accuracy["distilled_soft"]["values"] == theirs["random_soft"]["values"]
+    made = SyntheticSet.load(tmp_path/"run/recover")
+    assert made.labels.tolist() == [0, 0, 1, 1, 2, 2] and made.provenance["method"] == method
+    claim(tmp_path/"run", recipe, 0)  # the same recipe after JSON
+    assert not list((tmp_path/"run").rglob("checkpoint.pt"))
+
+def test_the_typed_command_makes_the_same_recipe():
+    recipe = with_peer(override(RECIPES["digits"], SMALL_RUN), "mtt", changed(usual("mtt", RECIPES["digits"]), {"iterations": 3, "zca": True}))
+    words = shlex.split(typed(recipe, 0))
+    assert words[:4] == ["scdd", "distill", "mtt", "digits"] and "--config.zca" in words
+    assert parse("distill", words[2:])[0] == recipe
+
+def test_compare_makes_one_row_for_each_method(ours, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "apart", lambda words: main(words))
+    monkeypatch.setattr("scdd.peers.compare.usual", hurried)
+    words = ["compare", "digits", *SMALL_WORDS, "--methods", "random", "cafe", "--reuse", str(ours), "--out", str(tmp_path/"all")]
+    assert main(words) == 0
+    found = read_json(tmp_path/"all/compare.json")
+    assert [row["images by"] for row in found["rows"]] == ["scdd", "random", "cafe"] and found["command"].endswith("--methods random cafe") and "commit" in found
+    assert len({json.dumps(row["random_hard"]) for row in found["rows"]}) == 1 and all(row["peak MB"] > 0 and row["kB of images"] > 0 for row in found["rows"])
+    assert found["rows"][0]["seconds of networks"] > 0 == found["rows"][1]["seconds of networks"]
+    capsys.readouterr()
+    assert main(words) == 0 and "| cafe |" in (out := capsys.readouterr().out) and "taken from" not in out  # nothing is made again
+    assert "| random |" in show(tmp_path/"all") and ">cafe<" in (tmp_path/"all/compare.html").read_text()
+
+def test_a_failure_of_one_method_ends_the_comparison(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda words: type("Done", (), {"returncode": 2}))
+    with pytest.raises(UserError, match="scdd distill dc digits ended with exit code 2"): runs.apart(["distill", "dc", "digits"])
+    monkeypatch.setattr(subprocess, "run", lambda words: type("Done", (), {"returncode": 130}))
+    with pytest.raises(KeyboardInterrupt): runs.apart(["distill", "dc", "digits"])
+
+def test_a_teacher_from_a_file(ours, tmp_path, capsys):
+    words = ["distill", "rded", "digits", *SMALL_WORDS, "--config.crops", "2", "--reuse", str(ours)]
+    assert main([*words, "--teacher", str(ours/"pretrain/supervised/network.safetensors"), "--out", str(tmp_path/"a")]) == 0
+    assert main([*words, "--out", str(tmp_path/"b")]) == 0  # the same network, as a stage of the run
+    assert (SyntheticSet.load(tmp_path/"a/recover").images == SyntheticSet.load(tmp_path/"b/recover").images).all()
+    assert plan(parse("distill", ["rded", "digits", "--teacher", "x"])[0])["recover"][0] == ["data"]
+    capsys.readouterr()
+    assert main([*words, "--teacher", str(tmp_path/"nowhere.safetensors"), "--out", str(tmp_path/"c")]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere.safetensors" in error and not (tmp_path/"c/recover").exists()
+
+def test_what_comes_with_the_images_is_used_under_hard_labels(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (6, 1, 8, 8), dtype=np.uint8)
+    eye = {"mean": np.zeros(64, np.float32), "matrix": np.eye(64, dtype=np.float32) / 2, "inverse": 2 * np.eye(64, dtype=np.float32)}
+    made = SyntheticSet(images, np.repeat(np.arange(3), 2), ("a", "b", "c"), (0.5,), (0.25,), learned_step=0.123, transform=eye)
+    recipe = with_peer(DIGITS, "mtt")
+    seen, test, config = runs.as_learned(recipe, made, made, DIGITS.hard)
+    assert config.learning_rate == 0.123 and seen.std != made.std and (seen.images == test.images).all() and (seen.images != images).any()
+    ignoring = replace(recipe, peer=replace(recipe.peer, learned="ignored"))
+    assert runs.as_learned(ignoring, made, made, DIGITS.hard) == (made, made, DIGITS.hard)
+    assert runs.as_learned(DIGITS, made, made, DIGITS.hard) == (made, made, DIGITS.hard)
