@@ -119,6 +119,7 @@ def bench(out=None,      # JSON to write
     if out: write_json(out, found)
     return found
 
+# %% ../nbs/practice/42_scale.ipynb #f9a85eec
 def table(found)->str:
     "What was measured, as text."
     lines = [found["what"], f"{'':20}{'precision':>10}{'seconds':>9}{'faster':>8}{'of the floor':>14}"]

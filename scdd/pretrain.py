@@ -91,6 +91,7 @@ def embed(network: nn.Module,    # any Network; it is left in eval mode
     with autocast(device, precision):
         return torch.cat([network.features(to_float(part.to(device)).contiguous(memory_format=torch.channels_last)).float() for part in images.split(batch)])
 
+# %% ../nbs/pipeline/04_pretrain.ipynb #a31fd9aa
 def embedding_spread(embeddings: torch.Tensor,  # N×D
                     )->float:
     "Standard deviation of the unit vectors over the images, times √D: 1 is spread all over the sphere, 0 is collapsed to a point."
@@ -105,6 +106,7 @@ def probe_accuracy(features, labels, test_features, test_labels, penalty=1e-2)->
     weights = torch.linalg.solve(gram, x.T @ (targets - offset))
     return ((y @ weights + offset).argmax(1) == test_labels.cpu()).double().mean().item()
 
+# %% ../nbs/pipeline/04_pretrain.ipynb #56a7f3e5
 def measure(network,  # in either mode, which it keeps
             known, asked,  # (images, labels) of those that are known and of those to be guessed
             config: Pretrain,

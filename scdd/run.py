@@ -49,6 +49,7 @@ def plan(recipe: Recipe,  # what is to be run
     needed = behind(everything, [name for name in everything if name == "recover" or name.startswith("train/")])
     return {name: entry for name, entry in everything.items() if name in needed}
 
+# %% ../nbs/pipeline/11_run.ipynb #187766f6
 def behind(plan: dict,   # of a recipe
            names,        # results that are wanted
           )->set:        # these, and all that they build on
@@ -275,6 +276,7 @@ def make_recover(work, folder, kept):
     made = recover(work.network(TEACHER[config.teacher]), work.train, config, work.seed, work.device, kept)
     return store_images(made, folder), f"recover {len(made.images)} images, {config.steps} steps from {config.init}"
 
+# %% ../nbs/pipeline/11_run.ipynb #494f125f
 def make_peer(work, folder, kept):
     "Chapters 20 to 24: the images of another method."
     from scdd.peers.compare import distil, find_peer, network_seconds
@@ -289,6 +291,7 @@ def store_images(made, folder)->dict:
     made.save(folder)
     return {"images": len(made.images), "image_bytes": int(made.nbytes), "curve": made.provenance.get("curve", [])}
 
+# %% ../nbs/pipeline/11_run.ipynb #7efa8770
 def make_relabel(work, folder, kept):
     "Chapter 08: whose labels; written to disk where the recipe says so."
     recipe, made = work.recipe, work.distilled
@@ -324,6 +327,7 @@ def make_figure(work, folder, kept, figure):
         found = evaluate(sets, recipe.student, config, work.seed, work.device, teacher, recipe.relabel, test, kept, KINDS[figure])
     return {"result": found}, f"{KINDS[figure]}: {percent(found)}"
 
+# %% ../nbs/pipeline/11_run.ipynb #634daea1
 def as_learned(recipe, made, test, config):
     "What comes with some methods' images: a learned step size in place of the learning rate, and the whitening for images and test."
     if not recipe.peer or recipe.peer.learned == "ignored": return made, test, config
@@ -432,6 +436,7 @@ def conclude(work, facts):
     report.save(work.folder, work.distilled, work.random(1000 * work.seed))
     return report
 
+# %% ../nbs/pipeline/11_run.ipynb #34008c6d
 def typed(recipe, seed)->str:
     "The command that makes this run."
     values = [f"--{name} " + " ".join(map(shlex.quote, map(str, new if isinstance(new, (tuple, list)) else [new]))) for name, new in unusual(recipe).items()]
@@ -459,6 +464,7 @@ def as_plain(config)->dict:
     "A configuration as JSON would give it back."
     return json.loads(json.dumps(asdict(config)))
 
+# %% ../nbs/pipeline/11_run.ipynb #4dff1566
 def sizes(facts)->dict:
     "What the images, the labels and the networks weigh, in bytes."
     networks = sum(one["bytes"] for name, one in facts.items() if name.split("/")[0] in ("pretrain", "align"))
@@ -507,14 +513,14 @@ def grid_row(name, cell, report)->dict:
     "One cell of the grid as a flat row."
     return {"cell": name, "recovered from": recovering(cell), "start": cell.recover.init,
             "labelled by": "supervised" if cell.relabel.teacher == "supervised" else cell.pretrain.method,
-            **{figure: report.accuracy[figure] for figure in FIGURES}}
+            **{figure: report.accuracy[figure] for figure in FIGURES}, "commit": report.commit}
 
 # %% ../nbs/pipeline/11_run.ipynb #50bc92b9
 def cells_of(rows)->tuple:  # head and rows of text
     "A grid or a comparison as a table of words; what is text comes first, then the accuracies, then the other numbers."
     from scdd.train import KINDS
     short = lambda found: f"{100 * found['mean']:.1f}" + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")
-    others = [name for name in rows[0] if name not in FIGURES and name != "cell"]
+    others = [name for name in rows[0] if name not in (*FIGURES, "cell", "commit")]
     words = [name for name in others if isinstance(rows[0][name], str)]
     numbers = [name for name in others if name not in words]
     return ([*words, *(KINDS[figure] for figure in FIGURES), *numbers],
@@ -529,7 +535,7 @@ def write_table(folder, kind, recipe, seed, rows, command, report)->list:  # the
     "grid.json or compare.json with what made it, and the same as a page that needs nothing else."
     from scdd.train import STYLE, table
     write_json(folder/f"{kind}.json", {"recipe": asdict(recipe) | {"seed": seed}, "rows": rows, "command": command,
-                                       "commit": report.commit, "device": report.device, "versions": report.versions})
+                                       "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)), "device": report.device, "versions": report.versions})
     head, body = cells_of(rows)
     content = table(body, head, f"Test accuracy in % of students trained from scratch, {recipe.recover.ipc} images per class, n = {rows[0]['distilled_soft']['n']}")
     with writing(folder/f"{kind}.html") as beside:
@@ -569,7 +575,7 @@ def compare_row(name, folder, recipe, report)->dict:
     made, before = read_json(folder/"recover"/"stage.json"), behind(plan(recipe), plan(recipe)["recover"][0])
     networks = sum(report.seconds[other] for other in before) + made.get("network_seconds", 0.0)
     return {"cell": name, "images by": name, **{figure: report.accuracy[figure] for figure in FIGURES}, "seconds": made["seconds"] - made.get("network_seconds", 0.0),
-            "seconds of networks": networks, "peak MB": made["peak_memory_bytes"] / 1e6, "kB of images": report.bytes["distilled images"] / 1e3, "kB of soft labels": report.bytes["soft labels on disk"] / 1e3}
+            "seconds of networks": networks, "peak MB": made["peak_memory_bytes"] / 1e6, "kB of images": report.bytes["distilled images"] / 1e3, "kB of soft labels": report.bytes["soft labels on disk"] / 1e3, "commit": report.commit}
 
 # %% ../nbs/pipeline/11_run.ipynb #b1fa2482
 COMMANDS = {"run": "a recipe from the images to the report; what is done already is kept",
@@ -593,6 +599,7 @@ def own_options(command: str)->list:
     "The options of a command that are not values of a recipe."
     return [name for name in OWN if ONLY.get(name, command) == command]
 
+# %% ../nbs/pipeline/11_run.ipynb #052b22d9
 def usage()->str:
     "What `scdd --help` says."
     rows = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
@@ -667,6 +674,7 @@ def value_of(name: str, words: list)->str:
         option, _, value = word.removeprefix("--").replace("-", "_").partition("=")
         if option == name: return value or following
 
+# %% ../nbs/pipeline/11_run.ipynb #8eaa7dcd
 def quietly(parse):
     "Call tyro; its boxed message about a wrong value becomes one line."
     message = io.StringIO()
@@ -733,6 +741,7 @@ def command(words: list)->int:
 
 NEEDS = {"recipes": "", "show": " RUN…"}
 
+# %% ../nbs/pipeline/11_run.ipynb #5c6877a7
 def start(name: str, words: list):
     "`scdd run` and its stages, `scdd distill`, and the two tables."
     if name == "distill": check_method(words[0])

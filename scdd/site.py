@@ -4,7 +4,7 @@
 __all__ = ['NOT_RUN', 'EXPORTED', 'ASLEEP', 'TAGS', 'MYST', 'COLUMNS', 'root', 'notebooks', 'code_cells', 'stamp', 'runs',
            'run_cells', 'plain_output', 'store', 'save', 'stale', 'execute', 'page_name', 'local_links', 'alt_text',
            'cost_box', 'processed', 'filter_notebook', 'slug', 'substitute', 'plain', 'plain_code', 'sidebar',
-           'toctree', 'check_sidebar', 'sphinx', 'docs', 'keep', 'percent', 'results_table', 'readme']
+           'toctree', 'check_sidebar', 'sphinx', 'docs', 'keep', 'percent', 'results_table', 'compare_table', 'readme']
 
 # %% ../nbs/practice/45_site.ipynb #3e9f6752
 import importlib.util, json, os, re, shutil, subprocess, sys
@@ -304,6 +304,16 @@ def results_table()->str:
         cells = [path.stem, report["recipe"]["recover"]["ipc"], *(percent(report["accuracy"][c]) for c in COLUMNS),
                  report["device"], f"{sum(report['seconds'].values()) / 60:.1f}", f"`{report['command']}`"]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+def compare_table(name="digits-compare")->str:
+    "A comparison of methods in nbs/experiments/results/ as a Markdown table, the best under hard labels first."
+    from scdd.files import read_json
+    found = read_json(root()/"nbs"/"experiments"/"results"/f"{name}.json"); one = found["rows"][0]
+    rows = [f"Made by `{found['command']}` on {found['device']}, commit {found['commit']}; random real images reach {percent(one['random_soft'])} and {percent(one['random_hard'])}, all real images {percent(one['full_data'])}.", "",
+            "| images by | soft labels | hard labels | seconds | of networks before |", "|" + "---|" * 5]
+    for row in sorted(found["rows"], key=lambda row: -row["distilled_hard"]["mean"]):
+        rows.append(f"| {row['images by']} | {percent(row['distilled_soft'])} | {percent(row['distilled_hard'])} | {row['seconds']:.0f} | {row['seconds of networks']:.0f} |")
     return "\n".join(rows)
 
 # %% ../nbs/practice/45_site.ipynb #6fdcbdc0

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..files import UserError, nearest
 from ..recipes import Architecture, Recipe
 
-# %% ../../nbs/peers/25_compare.ipynb #c8029a6f
+# %% ../../nbs/peers/25_compare.ipynb #1602c93e
 PEERS = {  # method: (module of scdd.peers, its configuration, in one line)
     "random": ("coresets", "Random", "real images by chance: the yardstick"),
     "kmeans": ("coresets", "KMeans", "real images nearest to the k-means centres of their class"),
@@ -37,6 +37,7 @@ PEERS = {  # method: (module of scdd.peers, its configuration, in one line)
 }
 DECOUPLED = tuple(name for name, (module, *_) in PEERS.items() if module == "decoupled")
 
+# %% ../../nbs/peers/25_compare.ipynb #45413c81
 def check_method(method: str)->str:
     "The name of a method; a wrong one raises `UserError` with the nearest right one."
     if method not in PEERS: raise UserError(f"{method}: there is no such method{nearest(method, PEERS)}; 'scdd distill' lists them")
@@ -54,14 +55,14 @@ def about_peers()->str:
     rows = "\n".join(f"  {name:<11} {text}" for name, (_, _, text) in PEERS.items())
     return f"usage: scdd distill METHOD RECIPE [options]\n\nAnother method's images, judged as the recipe says.\n\n{rows}\n\n'scdd distill METHOD RECIPE --help' lists a method's values (--config.…) beside those of the recipe."
 
-# %% ../../nbs/peers/25_compare.ipynb #a382aa9f
+# %% ../../nbs/peers/25_compare.ipynb #f5f90cf1
 QUICK = Architecture("convnet", width=32, norm="instance")
 JUDGE = {"network": QUICK, "epochs": 12, "batch": 64, "learning_rate": 0.02}
 EXPERTS = {"experts.count": 5, "experts.epochs": 10, "experts.batch": 64, "experts.learning_rate": 0.05, "experts.augment": "none"}
 STRETCH = {"network": QUICK, "iterations": 150, "steps": 10, "ahead": 1, "starts": 4, "image_rate": 100.0, "step_rate": 1e-3, "step_size": 0.05, "augment": "none"}
 TWO_CORES = {  # method: what differs from its defaults in the recipes digits and cifar100-mini
     "kmeans": JUDGE, "herding": JUDGE, "forgetting": JUDGE | {"epochs": 25}, "el2n": JUDGE | {"epochs": 2, "networks": 4},
-    "dc": {"network": QUICK, "iterations": 5, "batch_real": 32}, "dsa": {"network": QUICK, "iterations": 5, "batch_real": 32},
+    "dc": {"network": QUICK, "iterations": 20, "batch_real": 32}, "dsa": {"network": QUICK, "iterations": 20, "batch_real": 32},
     "dm": {"network": QUICK, "iterations": 300, "batch_real": 32},
     "cafe": {"network": QUICK, "iterations": 10, "batch_real": 32, "batch_watch": 16, "window": 3, "outer_cap": 8, "inner_cap": 8},
     "mtt": STRETCH | EXPERTS, "tesla": STRETCH | EXPERTS,
@@ -100,7 +101,7 @@ def published_for(method, recipe):
     try: return module.published(method, recipe.data.name, recipe.recover.ipc)
     except UserError: return kind()
 
-# %% ../../nbs/peers/25_compare.ipynb #32c3e076
+# %% ../../nbs/peers/25_compare.ipynb #72183612
 def distil(method: str,      # one of PEERS
            data,             # ImageData: the real training set
            ipc: int,         # images per class
@@ -118,6 +119,7 @@ def distil(method: str,      # one of PEERS
     if method not in DECOUPLED: return make(data, ipc, config, seed, device, checkpoint)
     return make(data, ipc, config, seed, device, checkpoint, teacher or (family(leader, data, config, seed, device, checkpoint) if leader is not None else None))
 
+# %% ../../nbs/peers/25_compare.ipynb #04577da1
 def check_peer(method: str, data, ipc: int, config, teacher=None):
     "Refuse what a method cannot do, before any network is trained for it."
     module = importlib.import_module(f"scdd.peers.{PEERS[method][0]}")
@@ -130,6 +132,7 @@ def check_peer(method: str, data, ipc: int, config, teacher=None):
     start = getattr(config, "recover", config)
     importlib.import_module("scdd.peers.coresets").check_ipc(data, ipc, real=getattr(start, "init", "real") != "noise")
 
+# %% ../../nbs/peers/25_compare.ipynb #350e5431
 def family(leader, data, config, seed, device, checkpoint)->list:
     "The leader and, where the method recovers from several networks, the others, trained."
     from scdd.peers.decoupled import trained_teacher

@@ -63,6 +63,7 @@ class DM:
     clip: bool = False  # keep pixels between black and white after each step (the public code lets them leave)
     network: Architecture = field(default_factory=lambda: Architecture("convnet", width=128, norm="instance"))  # the embedder
 
+# %% ../../nbs/peers/22_distributions.ipynb #5482e150
 PIECE = 2**19  # numbers in the first map of a piece: two megabytes
 
 @torch.no_grad()
@@ -252,6 +253,7 @@ def cafe(data: ImageData,   # real images
     live["curve"] = live["curve"][live["used"].to(device)]
     return finished("cafe", images, labels, data, config, seed, live, {"turns": live["used"].view(-1, config.outer_cap).sum(1).tolist()})
 
+# %% ../../nbs/peers/22_distributions.ipynb #b047a417
 def cafe_turn(live, labels, members, real, data, config, step, key, limits):
     "One step of the images, a look at the accuracy, and some training if there is another turn."
     iteration, turn = divmod(step, config.outer_cap)

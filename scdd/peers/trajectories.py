@@ -343,6 +343,7 @@ def bench_iteration(data, architecture, images: int, steps: int, device, compile
     if compile: ways |= {"exact adjoint, compiled": lambda: adjoint(fast, *given), "TESLA, compiled": lambda: adjoint(fast, *given, exact=False)}
     return seconds_of(ways, device)
 
+# %% ../../nbs/peers/23_trajectories.ipynb #1c90b0da
 def bench_epoch(data, architecture, batch: int, device, together=4)->dict:
     "Seconds of an expert's epoch without augmentation."
     logits, (source, labels) = as_function(build(architecture, data, 0).to(device))[0], real_images(data, None, device)
@@ -574,6 +575,7 @@ def match_trajectories(data: ImageData,
     arrays = None if transform is None else {name: value.cpu().numpy() for name, value in transform.items()}
     return as_set(pixels, labels, data, provenance, learned_step=float(step_size), transform=arrays, soft_labels=soft)
 
+# %% ../../nbs/peers/23_trajectories.ipynb #a94199ed
 def mtt(data, ipc, config: MTT = MTT(), seed=0, device="auto", checkpoint=None, on_step=None):
     "MTT; see `match_trajectories`."
     return match_trajectories(data, ipc, config, seed, device, checkpoint, on_step)
