@@ -2,12 +2,13 @@
 
 # %% auto #0
 __all__ = ['NOT_RUN', 'EXPORTED', 'ASLEEP', 'TAGS', 'MYST', 'COLUMNS', 'root', 'notebooks', 'code_cells', 'stamp', 'runs',
-           'run_cells', 'plain_output', 'store', 'save', 'stale', 'execute', 'page_name', 'local_links', 'alt_text',
-           'cost_box', 'processed', 'filter_notebook', 'slug', 'substitute', 'plain', 'plain_code', 'sidebar',
-           'toctree', 'check_sidebar', 'sphinx', 'docs', 'keep', 'percent', 'results_table', 'compare_table', 'readme']
+           'run_cells', 'committed', 'unchanged', 'plain_output', 'store', 'save', 'stale', 'execute', 'page_name',
+           'local_links', 'alt_text', 'cost_box', 'processed', 'filter_notebook', 'slug', 'substitute', 'plain',
+           'plain_code', 'sidebar', 'toctree', 'check_sidebar', 'sphinx', 'docs', 'keep', 'percent', 'results_table',
+           'compare_table', 'readme']
 
 # %% ../nbs/practice/45_site.ipynb #3e9f6752
-import importlib.util, json, os, re, shutil, subprocess, sys
+import importlib.util, itertools, json, os, re, shutil, subprocess, sys
 from contextlib import redirect_stdout
 from hashlib import sha256
 from pathlib import Path
@@ -55,6 +56,22 @@ def run_cells(path,          # a notebook
     NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(Path(path).parent)}}).execute()
     return notebook
 
+# %% ../nbs/practice/45_site.ipynb #45e0a002
+def committed(path):
+    "The notebook as it was last committed, or None."
+    path = Path(path).resolve()
+    found = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True)
+    return json.loads(found.stdout) if found.returncode == 0 else None
+
+def unchanged(notebook,  # as it is now
+              before,    # as it was committed, or None
+             )->set:     # ids of code cells
+    "The code cells whose committed outputs are still from the code as it stands."
+    if before is None or before["metadata"].get("scdd", {}).get("code") != stamp(before): return set()
+    code = lambda one: [(c["id"], "".join(c["source"])) for c in one["cells"] if c["cell_type"] == "code"]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(code(notebook), code(before)))
+    return {cell_id for (cell_id, _), _ in same}
+
 # %% ../nbs/practice/45_site.ipynb #356cfb96
 def plain_output(output)->dict:
     "An output as it is stored: no counters, and text as a list of lines."
@@ -67,11 +84,11 @@ def plain_output(output)->dict:
     return output
 
 def store(path):
-    "Run a notebook and keep its outputs and its stamp."
+    "Run a notebook and keep its outputs and its stamp; outputs that still hold stay as they are."
     done = {c["id"]: c for c in run_cells(path).cells}
-    notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+    notebook = json.loads(Path(path).read_text(encoding="utf-8")); held = unchanged(notebook, committed(path))
     for cell in notebook["cells"]:
-        if cell["cell_type"] != "code": continue
+        if cell["cell_type"] != "code" or cell["id"] in held: continue
         outputs = done[cell["id"]]["outputs"] if cell["id"] in done else []
         cell["execution_count"] = None
         cell["outputs"] = [plain_output(o) for o in outputs if o.get("name") != "stderr"]
