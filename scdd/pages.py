@@ -6,9 +6,9 @@
 __all__ = ['COSTS', 'NEEDS', 'TAGGED', 'CODE', 'EXPORTED', 'ASLEEP', 'TAGS', 'CITED', 'MYST', 'ELSEWHERE', 'root', 'notebooks',
            'front_matter', 'chapter', 'page_name', 'local_links', 'chapter_links', 'slug', 'cost_box', 'actions',
            'alt_text', 'figure_numbers', 'caption', 'number_figures', 'name_equations', 'outside_code', 'fold',
-           'modules', 'escaped', 'shown_type', 'documented', 'api', 'documented_by_nbdev', 'prose', 'processed',
-           'without_title', 'filter_notebook', 'substitute', 'plain', 'plain_code', 'Page', 'read_pages', 'dead_links',
-           'from_network', 'out_of_order']
+           'modules', 'escaped', 'shown_type', 'documented', 'api', 'documented_by_nbdev', 'prose', 'local_cards',
+           'processed', 'without_title', 'filter_notebook', 'substitute', 'plain', 'plain_code', 'Page', 'read_pages',
+           'dead_links', 'from_network', 'out_of_order']
 
 # %% ../nbs/practice/45b_pages.ipynb #dd6a0f7b
 import html, inspect, importlib, json, os, re, sys
@@ -177,7 +177,7 @@ def documented(thing, name, target)->str:
     words = docments(thing, full=True, returns=True); result = words.pop("return", None)
     spell = lambda key, word: key if word["default"] is inspect.Parameter.empty else f"{key}={word['default']!r}" if len(repr(word["default"])) < 40 else f"{key}=…"
     call = f"({', '.join(spell(k, w) for k, w in words.items() if k != 'self')})"
-    lines = [f"[**{escaped(name)}**]({target}#{slug(name)}){escaped(call)}", "", escaped((inspect.getdoc(thing) or "").split("\n")[0]), ""]
+    lines = [f"[**{escaped(name)}**]({target}#{slug(name)})`{call}`", "", escaped((inspect.getdoc(thing) or "").split("\n")[0]), ""]
     for key, word in words.items():
         if word["docment"]: lines.append(f"- `{key}`{' (' + escaped(shown_type(word['anno'])) + ')' if shown_type(word['anno']) else ''}: {escaped(word['docment'])}")
     if result and result["docment"]: lines.append(f"- *gives* {escaped(result['docment'])}")
@@ -212,7 +212,15 @@ def documented_by_nbdev(path, text=None):
 def prose(text, path)->str:
     "The words of a page: links made local, figures and equations numbered, the reference filled in."
     text = local_links(text, path)
-    return outside_code(text, lambda part: name_equations(number_figures(part))).replace("::: {.api}\n:::", api(path) if "::: {.api}" in text else "")
+    return outside_code(text, lambda part: name_equations(number_figures(part))).replace("::: {.api}\n:::", api(path) if "::: {.api}\n:::" in text else "")
+
+def local_cards(cell, path):
+    "Make the links of a function's card local, and leave none inside its code."
+    unlinked = lambda block: re.sub(r"\[(`[^`]+`)\]\([^)\s]*\)", r"\1", block[0])
+    for output in cell.get("outputs", []):
+        if "text/markdown" not in output.get("data", {}): continue
+        words = local_links("".join(output["data"]["text/markdown"]), path)
+        output["data"]["text/markdown"] = re.sub(r"^```.*?^```", unlinked, words, flags=re.M | re.S)
 
 def processed(path, text=None):
     "A notebook as the site shows it, in Quarto's words; both builders begin here."
@@ -223,6 +231,7 @@ def processed(path, text=None):
     for cell in notebook.cells:
         if cell.cell_type == "markdown": cell.source = prose(cell.source, path)
         if cell.cell_type == "code" and fold(cell): cell.source = f"#| code-fold: true\n#| code-summary: {fold(cell)}\n{cell.source}"
+        if cell.cell_type == "code": local_cards(cell, path)
         cells.append(cell)
         if cell.cell_type == "raw" and front and len(cells) == 1 and chapter(path): cells += [mk_cell(t, "markdown") for t in (chapter_links(cost_box(front), path), actions(path)) if t]
         if cell.cell_type == "code" and cell.get("id") in figure_numbers(): cells.append(mk_cell(caption(cell), "markdown"))

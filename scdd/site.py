@@ -7,7 +7,7 @@ __all__ = ['NOT_RUN', 'REDIRECT', 'EXTENSIONS', 'FURO', 'COLUMNS', 'code_cells',
            'compare_table', 'readme']
 
 # %% ../nbs/practice/45_site.ipynb #3e9f6752
-import importlib.util, itertools, json, os, re, shutil, subprocess, sys, time
+import gc, importlib.util, itertools, json, os, re, shutil, subprocess, sys, time
 from hashlib import sha256
 from pathlib import Path
 from .files import UserError, code_hash, writing
@@ -199,6 +199,7 @@ def docs():
         check_links(root()/"_docs"); print("built with Quarto:", root()/"_docs"/"nbs"/"index.html")
     else: print("Quarto is not installed, so its render was not tried; built with Sphinx:", sphinx())
     print(f"{len(notebooks())} pages in {time.monotonic() - began:.0f} s")
+    gc.freeze()                     # IPython, which nbdev starts once for each page, would collect garbage as often at the end
 
 # %% ../nbs/practice/45_site.ipynb #aec1b86a
 def keep(run,          # a finished run folder
