@@ -1,4 +1,4 @@
-# make demo | make test | make lab | make docs | make notebooks | make clean
+# make demo | make test | make lab | make docs | make class | make slides | make notebooks | make clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -15,7 +15,7 @@ if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>
 elif [ -n "$$missing" ]; then echo "not on this machine:$$missing (as root: apt-get install$$missing); going on without"; fi
 endef
 
-.PHONY: demo test lab docs notebooks clean
+.PHONY: demo test lab docs class slides notebooks clean
 demo: $(VENV)/run
 	$(BIN)/scdd run digits
 
@@ -27,6 +27,14 @@ lab: $(VENV)/dev
 
 docs: $(VENV)/dev
 	$(BIN)/python -m scdd.site docs
+
+# editions for a class (or CHAPTERS="06_bn …"): student, solution and instructor, in _class/
+class: $(VENV)/dev
+	$(BIN)/python -m scdd.editions make $(CHAPTERS)
+
+# a deck for each part of the book (or PARTS="pipeline …") in _class/slides/
+slides: $(VENV)/dev
+	$(BIN)/python -m scdd.editions slides $(PARTS)
 
 # run every notebook (or NB="nbs/pipeline/01_data.ipynb …"), store its outputs, export the package, write README.md
 notebooks: $(VENV)/dev
@@ -45,5 +53,7 @@ $(VENV)/dev: $(VENV)/run
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
+# submissions and grades of a class are nobody's to delete
 clean:
+	test -d _class/submitted || rm -rf _class
 	rm -rf $(VENV) _docs _proc runs build dist *.egg-info .pytest_cache

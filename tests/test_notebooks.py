@@ -1,8 +1,8 @@
 "Every notebook runs from top to bottom in a real kernel, is clean, and is what the package and the README come from."
-import json, re, shutil, subprocess, sys, time
+import json, re, shutil, subprocess, sys
 import pytest
 from conftest import NOT_RUN, ROOT, SECONDS
-from scdd import site
+from scdd import editions, site
 
 NOTEBOOKS = site.notebooks()
 name = lambda path: path.stem
@@ -13,13 +13,14 @@ first_line = lambda cell: next((line for line in "".join(cell["source"]).splitli
 def test_runs(path):
     for cell in read(path)["cells"]:
         if not site.runs(cell) and "nbdev.nbdev_export(" not in "".join(cell["source"]): NOT_RUN.append((path.stem, first_line(cell)))
-    began = time.monotonic()
-    done = site.run_cells(path, timeout=900)
-    SECONDS[path.stem] = time.monotonic() - began
+    done, SECONDS[path.stem], verdicts = editions.checked(path, timeout=900)
     for cell in done.cells:                                         # a guarded cell says itself that its data are not here
         for output in cell.get("outputs", []):
             for line in output.get("text", "").splitlines():
                 if line.startswith("not run:"): NOT_RUN.append((path.stem, line))
+    for number, unfilled, solved in verdicts:
+        assert unfilled.startswith("not yet:"), f"exercise {number}: with its stub the check says {unfilled!r}"
+        assert solved.startswith("right:"), f"exercise {number}: with its solution the check says {solved!r}"
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_is_clean(path):

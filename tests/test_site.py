@@ -1,0 +1,128 @@
+"The finished site: what a reader with a phone, a screen reader or no network meets. Built once, with Sphinx; Quarto's side is checked by its structure."
+import io, json, re, sys, time
+from pathlib import Path
+import pytest, yaml
+from conftest import ROOT
+from scdd import pages, site
+
+NOTEBOOKS = [path.relative_to(ROOT/"nbs").with_suffix("").as_posix() for path in site.notebooks()]
+
+@pytest.fixture(scope="module", autouse=True)
+def not_the_command_line():
+    "python -m pytest would be taken for python -m scdd by chapter 11's last module."
+    with pytest.MonkeyPatch.context() as patch: patch.setattr(sys, "argv", ["site"]); yield
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "The site, and the seconds that building it took."
+    out, began = tmp_path_factory.mktemp("site")/"docs", time.monotonic()
+    site.sphinx(out)                                             # a warning and a dead link are errors there
+    print(f"the site: {len(NOTEBOOKS)} pages in {time.monotonic() - began:.0f} s")
+    return out
+
+@pytest.fixture(scope="module")
+def found(built): return {path.relative_to(built).as_posix(): page for path, page in pages.read_pages(built).items()}
+
+# --- pages as files
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_page(built, found, name):
+    page, file = found[f"nbs/{name}.html"], built/"nbs"/f"{name}.html"
+    assert not pages.out_of_order(page.headings), page.headings
+    assert all(alt.strip() for alt in page.pictures), "a picture without alternative text"
+    assert file.stat().st_size < 1_500_000
+    assert (built/"notebooks"/f"{name}.ipynb").read_bytes() == (ROOT/"nbs"/f"{name}.ipynb").read_bytes(), "the notebook to download is not this page's"
+
+def test_every_figure_is_on_its_page(found):
+    for path in site.notebooks():
+        drawn = sum(bool(pages.alt_text(cell)) and cell["id"] in pages.figure_numbers() for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code")
+        assert len(found[f"nbs/{path.relative_to(ROOT/'nbs').with_suffix('').as_posix()}.html"].pictures) >= drawn
+
+def test_nothing_comes_from_a_network(built):
+    assert not pages.from_network(pages.read_pages(built))
+    for style in built.rglob("*.css"): assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style.name
+
+def test_no_dead_links(built): assert not pages.dead_links(pages.read_pages(built))
+
+def test_a_dead_link_is_found(tmp_path):
+    (tmp_path/"a.html").write_text('<h1 id="top">a</h1><a href="b.html#here">b</a><a href="b.html#there">b</a><a href="c.html">c</a>')
+    (tmp_path/"b.html").write_text('<h1 id="here">b</h1>')
+    assert pages.dead_links(pages.read_pages(tmp_path)) == ["a.html: b.html#there: there is no such place in the page", "a.html: c.html: there is no such file"]
+
+def test_llms_txt_names_every_page(built):
+    text = (built/"llms.txt").read_text(encoding="utf-8")
+    for name in NOTEBOOKS: assert f"/nbs/{name}.html)" in text
+
+# --- Quarto, which cannot be run everywhere
+
+def test_quarto_renders_every_notebook():
+    config = yaml.safe_load((ROOT/"_quarto.yml").read_text(encoding="utf-8"))
+    globs = [path.relative_to(ROOT).as_posix() for pattern in config["project"]["render"] for path in ROOT.glob(pattern)]
+    assert {f"nbs/{name}.ipynb" for name in NOTEBOOKS} <= set(globs)
+    assert config["ipynb-filters"] == ["python -m scdd.site filter"] and config["execute"] == {"enabled": False}
+    assert (ROOT/config["bibliography"]).is_file() and (ROOT/config["format"]["html"]["css"]).is_file()
+    assert set(config["format"]["html"]["theme"]) == {"light", "dark"} and config["website"]["repo-actions"] == ["edit", "issue"]
+
+def test_quarto_filter_gives_a_notebook(monkeypatch, capsys):
+    text = (ROOT/"nbs/pipeline/06_bn.ipynb").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text)); pages.filter_notebook()
+    made = json.loads(capsys.readouterr().out); words = "\n".join("".join(cell["source"]) for cell in made["cells"])
+    assert "fig-alt" in words and "::: {.cost}" in words and "Open in Colab" in words and "Figure 6.1" in words
+
+def test_citations_have_an_entry():
+    known = set(re.findall(r"^@\w+\{([\w:-]+),", (ROOT/"nbs/references.bib").read_text(encoding="utf-8"), re.M))
+    for path in site.notebooks():
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] != "markdown": continue
+            cited = re.findall(r"@([\w:-]+)", " ".join(re.findall(pages.CITED, re.sub(pages.CODE, "", "".join(cell["source"])))))
+            assert set(cited) <= known, f"{path.name}: {set(cited) - known}"
+
+# --- in a browser
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, headless=True, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--allow-file-access-from-files"])
+        yield opened
+        opened.close()
+
+@pytest.fixture(scope="module")
+def axe(): return (Path(pytest.importorskip("axe_playwright_python").__file__).parent/"axe.min.js").read_text(encoding="utf-8")
+
+CODE = "'.highlight'"                                               # thousands of coloured words; their colours are the same on every page
+CHECKS = {"everything but colours": "{rules: {'color-contrast': {enabled: false}}, resultTypes: ['violations']}", "colours": "{runOnly: ['color-contrast'], resultTypes: ['violations']}"}
+
+def violations(page, checks, leave_out="'mjx-container'"):
+    "What axe-core holds to be serious."
+    found = page.evaluate(f"axe.run({{include: [document], exclude: [[{leave_out}]]}}, {CHECKS[checks]})")["violations"]
+    return [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:150]}" for one in found if one["impact"] in ("serious", "critical")]
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_everybody_can_read_it(browser, axe, built, name):
+    "axe-core finds nothing serious, in light and in dark; on a phone nothing scrolls sideways; nothing is asked of a network."
+    page, asked, complaints = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light"), [], []
+    page.on("request", lambda request: asked.append(request.url)); page.on("pageerror", lambda error: complaints.append(str(error)))
+    began = time.monotonic(); page.goto((built/"nbs"/f"{name}.html").as_uri(), wait_until="load"); seconds = time.monotonic() - began
+    page.evaluate(axe)
+    bad = violations(page, "everything but colours") + violations(page, "colours", CODE)
+    page.emulate_media(color_scheme="dark"); bad += violations(page, "colours", CODE)
+    page.set_viewport_size({"width": 375, "height": 800})
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    page.close()
+    assert not bad, bad
+    assert wide <= 375, f"the page is {wide} pixels wide on a phone"
+    assert not complaints and all(url.startswith(("file:", "data:", "blob:")) for url in asked), (complaints, asked)
+    print(f"{name}: open in {seconds:.2f} s")
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_of_code(browser, axe, built, scheme):
+    page = browser.new_page(color_scheme=scheme); page.goto((built/"nbs/pipeline/00_files.html").as_uri()); page.evaluate(axe)
+    bad = violations(page, "colours"); page.close()
+    assert not bad, bad
+
+def test_search_works_from_a_file(browser, built):
+    page = browser.new_page(); page.goto((built/"search.html").as_uri() + "?q=BatchNorm")
+    page.wait_for_selector("#search-results li", timeout=20_000)
+    assert page.locator("#search-results li").count() > 3
+    page.close()
