@@ -77,6 +77,13 @@ def test_citations_have_an_entry():
             cited = re.findall(r"@([\w:-]+)", " ".join(re.findall(pages.CITED, re.sub(pages.CODE, "", "".join(cell["source"])))))
             assert set(cited) <= known, f"{path.name}: {set(cited) - known}"
 
+@pytest.mark.parametrize("path", site.notebooks(), ids=lambda path: path.stem)
+def test_equations_are_numbered_in_order(path):
+    "No number twice, and each above the one before, all of this chapter."
+    prose = [re.sub(pages.CODE, "", "".join(cell["source"])) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+    numbers = [tuple(map(int, found.split("."))) for text in prose for found in pages.TAGGED.findall(text)]
+    assert numbers == sorted(set(numbers)) and {str(first) for first, _ in numbers} <= {pages.chapter(path)}, numbers
+
 # --- in a browser
 
 @pytest.fixture(scope="module")
