@@ -35,8 +35,20 @@ def quick_run(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
+def pytest_addoption(parser):
+    parser.addoption("--record-seconds", action="store_true", help="keep how long each notebook took, for the site")
+
+def record_seconds():
+    "Keep the seconds of this run beside those of notebooks that it left out."
+    from scdd.files import read_json, write_json
+    from scdd.train import provenance
+    path = ROOT/"nbs"/"experiments"/"results"/"lessons.json"
+    before = read_json(path)["seconds"] if path.is_file() else {}
+    write_json(path, {"about": "seconds of each notebook from top to bottom, as the tests ran it", "seconds": before | {name: round(seconds, 1) for name, seconds in SECONDS.items()}, **provenance()})
+
 def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
+    if SECONDS and terminalreporter.config.getoption("--record-seconds"): record_seconds()
     if SECONDS:
         terminalreporter.section("notebooks")
         for name, seconds in SECONDS.items(): write(f"{name:<24} {seconds:6.1f} s")
