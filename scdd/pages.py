@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'NEEDS', 'TAGGED', 'CODE', 'EXPORTED', 'ASLEEP', 'TAGS', 'CITED', 'MYST', 'ELSEWHERE', 'root', 'notebooks',
-           'front_matter', 'chapter', 'page_name', 'local_links', 'chapter_links', 'slug', 'cost_box', 'actions',
-           'alt_text', 'figure_numbers', 'caption', 'number_figures', 'name_equations', 'outside_code', 'fold',
-           'modules', 'escaped', 'shown_type', 'documented', 'api', 'documented_by_nbdev', 'prose', 'local_cards',
-           'processed', 'without_title', 'filter_notebook', 'substitute', 'plain', 'plain_code', 'Page', 'read_pages',
-           'dead_links', 'from_network', 'out_of_order']
+           'front_matter', 'chapter', 'page_name', 'local_links', 'chapter_links', 'slug', 'lessons', 'cost_box',
+           'actions', 'alt_text', 'figure_numbers', 'caption', 'number_figures', 'name_equations', 'outside_code',
+           'fold', 'modules', 'escaped', 'shown_type', 'documented', 'api', 'documented_by_nbdev', 'prose',
+           'local_cards', 'processed', 'without_title', 'filter_notebook', 'substitute', 'plain', 'plain_code', 'Page',
+           'read_pages', 'dead_links', 'from_network', 'out_of_order']
 
 # %% ../nbs/practice/45b_pages.ipynb #dd6a0f7b
 import html, inspect, importlib, json, os, re, sys
@@ -78,9 +78,16 @@ def slug(title)->str:
 COSTS = (("cpu_minutes", "min on two CPU cores"), ("gpu_minutes", "min on a GPU"))
 NEEDS = (("data", "data"), ("prerequisites", "read before"))
 
-def cost_box(front)->str:
-    "What a lesson costs and needs, from its front matter."
-    parts = [f"{front[k]} {label}" for k, label in COSTS if front.get(k)]
+@cache
+def lessons()->dict:
+    "How long each notebook took when the tests last recorded it; nothing where they never did."
+    path = root()/"nbs"/"experiments"/"results"/"lessons.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seconds": {}}
+
+def cost_box(front, seconds=None)->str:
+    "What a lesson costs and needs, from its front matter; and the seconds that it took in the tests."
+    measured = f" ({seconds / 60:.1f} measured)" if seconds else ""
+    parts = [f"{front[k]} {label}{measured if k == 'cpu_minutes' else ''}" for k, label in COSTS if front.get(k)]
     parts += [f"{label}: {front[k]}" for k, label in NEEDS if front.get(k) not in (None, "none")]
     return "::: {.cost}\n**This lesson:** " + " · ".join(parts) + "\n:::" if parts else ""
 
@@ -233,7 +240,7 @@ def processed(path, text=None):
         if cell.cell_type == "code" and fold(cell): cell.source = f"#| code-fold: true\n#| code-summary: {fold(cell)}\n{cell.source}"
         if cell.cell_type == "code": local_cards(cell, path)
         cells.append(cell)
-        if cell.cell_type == "raw" and front and len(cells) == 1 and chapter(path): cells += [mk_cell(t, "markdown") for t in (chapter_links(cost_box(front), path), actions(path)) if t]
+        if cell.cell_type == "raw" and front and len(cells) == 1 and chapter(path): cells += [mk_cell(t, "markdown") for t in (chapter_links(cost_box(front, lessons()["seconds"].get(Path(path).stem)), path), actions(path)) if t]
         if cell.cell_type == "code" and cell.get("id") in figure_numbers(): cells.append(mk_cell(caption(cell), "markdown"))
     notebook.cells = cells
     return notebook

@@ -8,10 +8,10 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'COMMANDS', 'OWN', 'ONLY', 'NEEDS', '
            'Work', 'make_data', 'make_pretrain', 'make_align', 'store_network', 'make_recover', 'make_peer',
            'store_images', 'make_relabel', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data', 'steps',
            'weighed', 'wanted', 'run', 'preview', 'complete', 'same_images', 'conclude', 'typed', 'unusual',
-           'with_peer', 'as_plain', 'sizes', 'curves', 'summary', 'grid', 'prepare', 'grid_row', 'cells_of',
-           'as_markdown', 'write_table', 'compare', 'apart', 'compare_row', 'own_options', 'usage', 'options', 'parse',
-           'usual_config', 'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly', 'recipes', 'show', 'command',
-           'start', 'default_folder', 'bench', 'main']
+           'with_peer', 'as_plain', 'sizes', 'curves', 'summary', 'grid', 'in_turn', 'prepare', 'grid_row', 'sweep',
+           'swept', 'cells_of', 'as_markdown', 'write_table', 'compare', 'apart', 'compare_row', 'own_options', 'usage',
+           'options', 'parse', 'usual_config', 'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly', 'recipes',
+           'show', 'command', 'axes_of', 'start', 'default_folder', 'bench', 'main']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, io, itertools, json, os, re, shlex, shutil, subprocess, sys, time
@@ -493,15 +493,18 @@ def grid(recipe,          # what the cells have in common
          data=None, device="auto", seed=0, reuse=(),  # as for `run`
         )->list:          # one row for each cell
     "Run every cell of the grid; what is done already is kept."
-    folder = Path(out or Path("runs")/recipe.name)
-    cells = {name: (folder/"grid"/name, cell) for name, cell in grid_recipes(recipe).items()}
-    others, rows = [folder, *(place for place, _ in cells.values()), *reuse], []
+    folder, cells = Path(out or Path("runs")/recipe.name), grid_recipes(recipe)
+    return in_turn("grid", folder, recipe, cells, grid_row, typed(recipe, seed) + " --grid", data, device, seed, reuse)
+
+def in_turn(kind, folder, recipe, cells, row, command, data, device, seed, reuse)->list:
+    "Run these recipes one after the other, each with an eye on the others; one table in the end."
+    places, rows = {name: folder/kind/name for name in cells}, []
     prepare(folder, recipe, data, device, seed)
-    for i, (name, (place, cell)) in enumerate(cells.items()):
+    for i, (name, cell) in enumerate(cells.items()):
         say(f"[{i + 1} of {len(cells)}] {name}")
-        report = run(cell, place, data, device, seed, reuse=[other for other in others if other != place])
-        rows.append(grid_row(name, cell, report))
-    return write_table(folder, "grid", recipe, seed, rows, typed(recipe, seed) + " --grid", report)
+        report = run(cell, places[name], data, device, seed, reuse=[folder, *(place for other, place in places.items() if other != name), *reuse])
+        rows.append(row(name, cell, report))
+    return write_table(folder, kind, recipe, seed, rows, command, report)
 
 def prepare(folder, recipe, data, device, seed):
     "Look at the images, then claim the folder of a grid."
@@ -514,6 +517,29 @@ def grid_row(name, cell, report)->dict:
     return {"cell": name, "recovered from": recovering(cell), "start": cell.recover.init,
             "labelled by": "supervised" if cell.relabel.teacher == "supervised" else cell.pretrain.method,
             **{figure: report.accuracy[figure] for figure in FIGURES}, "commit": report.commit}
+
+# %% ../nbs/pipeline/11_run.ipynb #d0c1dc19
+def sweep(recipe,          # what the cells have in common
+          axes: dict,      # {"recover.r_bn": (0.0, 1.0, 10.0), …}
+          out=None,        # folder; the cells go to out/sweep/<cell>
+          data=None, device="auto", seed=0, reuse=(),  # as for `run`
+         )->list:          # one row for each combination of values
+    "Run a recipe for each value of an option; what is done already is kept."
+    folder = Path(out or Path("runs")/"-".join([recipe.name, *axes]))
+    chosen = {"-".join(map(str, values)): dict(zip(axes, values)) for values in itertools.product(*axes.values())}
+    cells = {re.sub(r"[^\w.+-]+", "_", name): override(recipe, values) for name, values in chosen.items()}
+    def row(name, cell, report):
+        values = flatten(cell)
+        return {"cell": name, **{axis: str(values[axis]) for axis in axes}, **{figure: report.accuracy[figure] for figure in FIGURES}, "commit": report.commit}
+    return in_turn("sweep", folder, recipe, cells, row, swept(recipe, axes, seed), data, device, seed, reuse)
+
+def swept(recipe, axes, seed)->str:
+    "The command that makes this sweep."
+    word = lambda value: ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    named = " ".join([recipe.name, *(" ".join([axis, *map(shlex.quote, map(word, values))]) for axis, values in axes.items())])
+    return typed(recipe, seed).replace(f"scdd run {recipe.name}", f"scdd sweep {named}", 1)
+
+swept(override(RECIPES["digits"], {"recover.ipc": 2}), {"recover.r_bn": (0.0, 20.0), "recover.init": ("noise", "patch")}, 0)
 
 # %% ../nbs/pipeline/11_run.ipynb #50bc92b9
 def cells_of(rows)->tuple:  # head and rows of text
@@ -582,6 +608,7 @@ COMMANDS = {"run": "a recipe from the images to the report; what is done already
             "pretrain": "… only up to the pretrained networks", "align": "… only up to the linear probe",
             "recover": "… only up to the distilled images", "relabel": "… only up to the soft labels", "train": "… all of it, like run",
             "distill": "the same run with another method's images; alone it lists the methods", "compare": "every method under one recipe, in one table",
+            "sweep": "a recipe once for each value of an option, in one table",
             "recipes": "list the recipes, what each needs and costs", "show": "what a run folder holds, and its figures",
             "bench": "time a recovery step on this machine"}
 OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $SCDD_DATA, else a per-user cache"),
@@ -613,6 +640,7 @@ Dataset distillation from self-supervised networks.
   scdd run digits --recover.steps 500 --out runs/longer
   scdd distill herding digits           another method's images, judged in the same way
   scdd compare digits                   all methods in one table
+  scdd sweep digits recover.r_bn 0 2 20 one option, several values
   scdd run RECIPE --help                every value of a recipe, with its unit and default
   scdd --version"""
 
@@ -719,7 +747,7 @@ def show(folder,  # of a run
         if (folder/name/"stage.json").is_file(): facts = read_json(folder/name/"stage.json"); rows.append(f"  {name:<22} {facts['line']}, {duration(facts['seconds'])}")
         else: rows.append(f"  {name:<22} " + ("begun" if (folder/".checkpoints"/name).is_dir() else "to do"))
     if (folder/"report.json").is_file(): from scdd.train import Report; rows.append(summary(Report.load(folder), folder))
-    rows += [as_markdown(read_json(folder/f"{kind}.json")["rows"]) for kind in ("grid", "compare") if (folder/f"{kind}.json").is_file()]
+    rows += [as_markdown(read_json(folder/f"{kind}.json")["rows"]) for kind in ("grid", "compare", "sweep") if (folder/f"{kind}.json").is_file()]
     return "\n".join(rows)
 
 # %% ../nbs/pipeline/11_run.ipynb #8567cdba
@@ -730,7 +758,7 @@ def command(words: list)->int:
     elif name in ("--version", "-V"): say(f"scdd {version()}")
     elif name not in COMMANDS: raise UserError(f"{name}: there is no such command{nearest(name, COMMANDS)}")
     elif name == "distill" and (not rest or rest[0] in ("-h", "--help")): say(about_peers())
-    elif rest and rest[0] in ("-h", "--help") and name != "bench": say(f"usage: scdd {name}{NEEDS.get(name, ' RECIPE [options]')}\n\n{COMMANDS[name].strip('… ').capitalize()}." + ("" if name in NEEDS else f"\n\n{recipes()}"))
+    elif rest and rest[0] in ("-h", "--help") and name != "bench": say(f"usage: scdd {name}{NEEDS.get(name, ' RECIPE [options]')}\n\n{COMMANDS[name].strip('… ').capitalize()}." + ("" if name in ("recipes", "show") else f"\n\n{recipes()}"))
     elif name == "recipes": say(recipes())
     elif name == "show":
         if not rest: raise UserError("scdd show needs a run folder, such as runs/digits")
@@ -739,24 +767,47 @@ def command(words: list)->int:
     else: start(name, rest)
     return 0
 
-NEEDS = {"recipes": "", "show": " RUN…"}
+NEEDS = {"recipes": "", "show": " RUN…", "sweep": " RECIPE OPTION VALUE … [options]"}
+
+# %% ../nbs/pipeline/11_run.ipynb #5c6877a6
+def axes_of(words: list,  # what was typed after `scdd sweep`: RECIPE OPTION VALUE … --option value …
+           )->tuple:      # ({"recover.r_bn": (0.0, 1.0), …}, the words without them)
+    "The options that are swept over, and their values."
+    if not words or words[0].startswith("-"): return {}, words
+    known = [name for name in flatten(find_recipe(words[0])) if name not in (*TEXTS, "peer")]
+    end = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
+    rest, axes, name = [words[0], *words[end:]], {}, None
+    if end == 1 and not {"-h", "--help"} & set(words): raise UserError(f"scdd sweep {words[0]} needs an option and its values, such as recover.r_bn 0 1 10")
+    for word in words[1:end]:
+        if word in known: name = word; axes[name] = []
+        elif name is None: raise UserError(f"{word}: there is no such option{nearest(word, known)}; give an option and its values, such as recover.r_bn 0 1 10")
+        else: axes[name].append(flatten(parse("run", [words[0], f"--{name}", *word.split(",")])[0])[name])
+    for name, values in axes.items():
+        if not values: raise UserError(f"{name}: which values? give one or more, such as {name} {flatten(find_recipe(words[0]))[name]}")
+        if f"--{name}" in rest: raise UserError(f"--{name}: is swept over already; leave it out")
+    return {name: tuple(values) for name, values in axes.items()}, rest
+
+axes_of("digits recover.r_bn 0 20 recover.betas 0.5,0.9 --recover.ipc 2".split())
 
 # %% ../nbs/pipeline/11_run.ipynb #5c6877a7
 def start(name: str, words: list):
-    "`scdd run` and its stages, `scdd distill`, and the two tables."
+    "`scdd run` and its stages, `scdd distill`, and the tables."
     if name == "distill": check_method(words[0])
+    axes, words = axes_of(words) if name == "sweep" else ({}, words)
     recipe, chosen = parse(name, words)
     whole = name in ("run", "distill")
-    folder = Path(chosen.pop("out") or Path("runs")/default_folder(name, recipe))
+    folder = Path(chosen.pop("out") or Path("runs")/default_folder(name, recipe, axes))
     table, methods = chosen.pop("grid"), chosen.pop("methods")
     for option in ("teacher", "learned"): chosen.pop(option)
     if table: return say(as_markdown(grid(recipe, folder, **chosen)) + f"\ntable: {folder/'grid.html'}")
     if name == "compare": return say(as_markdown(compare(recipe, folder, methods, **chosen)) + f"\ntable: {folder/'compare.html'}")
+    if name == "sweep": return say(as_markdown(sweep(recipe, axes, folder, **chosen)) + f"\ntable: {folder/'sweep.html'}")
     made = run(recipe, folder, until="train" if whole else name, **chosen)
     say(summary(made, folder) if whole or name == "train" else f"done up to {name}: {folder}")
 
-def default_folder(command, recipe)->str:
+def default_folder(command, recipe, axes=())->str:
     "What a run folder is called where none is named."
+    if command == "sweep": return "-".join([recipe.name, *axes])
     return f"{recipe.name}-{recipe.peer.method}" if recipe.peer else f"{recipe.name}-compare" if command == "compare" else recipe.name
 
 def bench(words):

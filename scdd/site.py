@@ -222,10 +222,10 @@ def keep(run,          # a finished run folder
     from scdd.recipes import from_dict
     from scdd.recover import SyntheticSet
     kept = root()/"nbs"/"experiments"/"results"
-    for kind in ("grid", "compare"):
+    for kind in ("grid", "compare", "sweep"):
         if not (Path(run)/f"{kind}.json").is_file(): continue
         found = read_json(Path(run)/f"{kind}.json")
-        return write_json(kept/f"{name or found['recipe']['name'] + '-' + kind}.json", found)
+        return write_json(kept/f"{name or '-'.join([found['recipe']['name'], *(axis for axis in found['rows'][0] if '.' in axis)] if kind == 'sweep' else [found['recipe']['name'], kind])}.json", found)
     report = read_json(Path(run)/"report.json"); report.pop("curves", None)
     recipe = from_dict({k: v for k, v in report["recipe"].items() if k != "seed"}); name = name or recipe.name
     write_json(kept/f"{name}.json", report)

@@ -60,6 +60,13 @@ def test_recipes_are_listed(capsys):
     (["distill", "dm", "digits", "--learned", "perhaps"], "--learned perhaps: there is no such choice"),
     (["distill", "sre2l", "digits", "--config.network.width", "8"], "--config.network.width: sre2l uses the recipe's network; give --network.width"),
     (["distill", "sre2l", "digits", "--config.teacher.epochs", "8"], "--config.teacher.epochs: sre2l uses the recipe's network; give --supervised.epochs"),
+    (["sweep"], "scdd sweep needs the name of a recipe"),
+    (["sweep", "digits"], "scdd sweep digits needs an option and its values, such as recover.r_bn 0 1 10"),
+    (["sweep", "digits", "recover.rbn", "0"], "recover.rbn: there is no such option; did you mean 'recover.r_bn'?"),
+    (["sweep", "digits", "recover.r_bn"], "recover.r_bn: which values? give one or more, such as recover.r_bn 20.0"),
+    (["sweep", "digits", "recover.r_bn", "much"], "--recover.r_bn: must be a number, not 'much'"),
+    (["sweep", "digits", "recover.ipc", "0", "1"], "--recover.ipc 0: must be at least 1"),
+    (["sweep", "digits", "recover.r_bn", "1", "--recover.r_bn", "2"], "--recover.r_bn: is swept over already; leave it out"),
     (["compare", "digits", "--methods", "dmm"], "dmm: there is no such method; did you mean 'dm'?"),
 ])
 def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):

@@ -7,9 +7,9 @@ import pytest
 from scdd import run as runs, site
 from scdd.files import UserError, read_json, write_json
 from scdd.peers.compare import PEERS, changed, usual
-from scdd.recipes import GRID, RECIPES, flatten, grid_recipes, override
+from scdd.recipes import DIGIT_VALUES, GRID, RECIPES, flatten, grid_recipes, override
 from scdd.recover import SyntheticSet
-from scdd.run import behind, claim, elsewhere, key, locked, main, parse, plan, run, show, typed, with_peer
+from scdd.run import behind, claim, elsewhere, key, locked, main, parse, plan, run, show, sweep, typed, with_peer
 
 DIGITS = override(RECIPES["digits"], {"data.classes": 3, "recover.ipc": 2})
 
@@ -170,6 +170,29 @@ def test_grid_makes_nothing_twice_and_goes_on(straw, tmp_path):
     made = len(straw.made); assert main(words) == 0 and len(straw.made) == made
     assert "| supervised | noise | simclr | 50.0 |" in show(tmp_path)
 
+SWEEP = ["sweep", "digits", "recover.r_bn", "0", "1", "recover.init", "noise", "patch", "--data.classes", "3", "--recover.ipc", "2"]
+
+def test_a_sweep_makes_nothing_twice_and_goes_on(straw, tmp_path, capsys):
+    words = [*SWEEP, "--out", str(tmp_path)]
+    straw.fail["train/distilled_soft"] = KeyboardInterrupt()
+    assert main(words) == 130 and not (tmp_path/"sweep.json").exists()
+    straw.fail.clear()
+    assert main(words) == 0 and len(set(straw.made)) == len(straw.made)
+    count = lambda name: names(straw).count(name)
+    assert count("pretrain/ssl") == count("data") == count("train/random_soft") == count("train/random_hard") == 1 and count("recover") == count("train/distilled_soft") == 4
+    found = read_json(tmp_path/"sweep.json")
+    assert [(row["recover.r_bn"], row["recover.init"]) for row in found["rows"]] == [("0.0", "noise"), ("0.0", "patch"), ("1.0", "noise"), ("1.0", "patch")]
+    assert found["command"] == "scdd sweep digits recover.r_bn 0.0 1.0 recover.init noise patch --data.classes 3 --recover.ipc 2"
+    assert "| 1.0 | patch | 50.0 |" in show(tmp_path) and "| 1.0 | patch | 50.0 |" in capsys.readouterr().out
+    made = len(straw.made); assert main([*found["command"].split()[1:], "--out", str(tmp_path)]) == 0 and len(straw.made) == made   # the stored command is the same sweep
+
+def test_a_longer_sweep_keeps_what_the_shorter_made(straw, tmp_path):
+    axes = lambda *values: {"pretrain.method": values}
+    sweep(DIGITS, axes("simclr", "swav"), tmp_path); made = len(straw.made)
+    rows = sweep(DIGITS, axes("simclr", "swav", "dino"), tmp_path)
+    assert [row["cell"] for row in rows] == ["simclr", "swav", "dino"] and names(straw)[made:].count("pretrain/ssl") == 1
+    assert read_json(tmp_path/"sweep/dino/recipe.json")["recipe"]["pretrain"]["prototypes"] == DIGIT_VALUES["dino"]["prototypes"]   # a method brings its values
+
 def tiny_tree(folder):
     "A tree of three class folders with four grey 8×8 images each."
     from PIL import Image
@@ -191,6 +214,12 @@ def test_the_grid_of_methods_makes_nothing_twice(straw, tmp_path, monkeypatch):
     assert count("recover") == count("train/distilled_hard") == 6  # two methods and the supervised network, from noise and from patches
     assert count("train/distilled_soft") == 10 and count("train/random_soft") == 3
     assert "| dino | patch | supervised | 50.0 |" in show(tmp_path/"run")
+
+def test_a_sweep_is_kept_under_its_options(straw, tmp_path, monkeypatch):
+    assert main([*SWEEP, "--out", str(tmp_path/"run")]) == 0
+    monkeypatch.setattr(site, "root", lambda: tmp_path)
+    (tmp_path/"nbs/experiments/results").mkdir(parents=True); site.keep(tmp_path/"run")
+    assert len(read_json(tmp_path/"nbs/experiments/results/digits-recover.r_bn-recover.init.json")["rows"]) == 4
 
 def test_a_grid_is_kept_as_a_result(straw, tmp_path, monkeypatch):
     assert main(["run", "digits", "--data.classes", "3", "--recover.ipc", "2", "--out", str(tmp_path/"run"), "--grid"]) == 0
