@@ -329,9 +329,10 @@ def make_figure(work, folder, kept, figure):
 
 # %% ../nbs/pipeline/11_run.ipynb #634daea1
 def as_learned(recipe, made, test, config):
-    "What comes with some methods' images: a learned step size in place of the learning rate, and the whitening for images and test."
+    "What comes with some methods' images: a learned step size in place of the learning rate, labels in place of the classes, and the whitening for images and test."
     if not recipe.peer or recipe.peer.learned == "ignored": return made, test, config
     if made.learned_step and config.optimizer == "sgd": config = replace(config, learning_rate=made.learned_step)
+    if made.soft_labels is not None: config = replace(config, labels="soft")
     if made.transform is None: return made, test, config
     from scdd.peers.trajectories import as_whitened
     return as_whitened(made, made.transform), as_whitened(test, made.transform), config
@@ -618,7 +619,7 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "reuse": (tuple[str, ...], (), "other run folders, whose results are taken over where they are the same"),
        "grid": (bool, False, "run the grid instead: methods × initialisations × who relabels (digits: who recovers × who relabels)"),
        "teacher": (Optional[str], None, "file of the network that a decoupled method makes its images with; trained where not given"),
-       "learned": (str, "used", "used or ignored: the step size and the whitening that come with a method's images, for students with hard labels"),
+       "learned": (str, "used", "used or ignored: the step size, the whitening and the labels that come with a method's images, for students with hard labels"),
        "methods": (tuple[str, ...], (), "the methods to compare; all of `scdd distill` where not given")}
 ONLY = {"grid": "run", "teacher": "distill", "learned": "distill", "methods": "compare"}  # options of a single command
 

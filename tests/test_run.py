@@ -7,8 +7,9 @@ import pytest
 from scdd import run as runs, site
 from scdd.files import UserError, read_json, write_json
 from scdd.peers.compare import PEERS, changed, usual
-from scdd.recipes import DIGIT_VALUES, GRID, RECIPES, flatten, grid_recipes, override
+from scdd.recipes import Architecture, DIGIT_VALUES, GRID, RECIPES, flatten, grid_recipes, override
 from scdd.recover import SyntheticSet
+from scdd.train import train_student
 from scdd.run import behind, claim, elsewhere, key, locked, main, parse, plan, run, show, sweep, typed, with_peer
 
 DIGITS = override(RECIPES["digits"], {"data.classes": 3, "recover.ipc": 2})
@@ -374,6 +375,11 @@ def test_what_comes_with_the_images_is_used_under_hard_labels(tmp_path):
     recipe = with_peer(DIGITS, "mtt")
     seen, test, config = runs.as_learned(recipe, made, made, DIGITS.hard)
     assert config.learning_rate == 0.123 and seen.std != made.std and (seen.images == test.images).all() and (seen.images != images).any()
+    own = replace(made, soft_labels=np.full((6, 3), 1 / 3, np.float32), transform=None)
+    assert runs.as_learned(recipe, own, own, DIGITS.hard)[2].labels == "soft" and config.labels == "hard"
+    with pytest.raises(UserError, match="there is no teacher"): train_student(made, Architecture("convnet", width=4, depth=1), replace(DIGITS.hard, labels="soft", epochs=1), device="cpu")
+    trained = train_student(own, Architecture("convnet", width=4, depth=1), replace(runs.as_learned(recipe, own, own, DIGITS.hard)[2], epochs=1), device="cpu")
+    assert abs(trained.curve[0]["loss"] - np.log(3)) < 0.4                                        # cross-entropy against one third each
     ignoring = replace(recipe, peer=replace(recipe.peer, learned="ignored"))
     assert runs.as_learned(ignoring, made, made, DIGITS.hard) == (made, made, DIGITS.hard)
     assert runs.as_learned(DIGITS, made, made, DIGITS.hard) == (made, made, DIGITS.hard)
