@@ -9,9 +9,9 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'COMMANDS', 'OWN', 'ONLY', 'NEEDS', '
            'store_images', 'make_relabel', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data', 'steps',
            'weighed', 'wanted', 'run', 'preview', 'complete', 'same_images', 'conclude', 'typed', 'unusual',
            'with_peer', 'as_plain', 'sizes', 'curves', 'summary', 'grid', 'in_turn', 'prepare', 'grid_row', 'sweep',
-           'swept', 'cells_of', 'as_markdown', 'write_table', 'compare', 'apart', 'compare_row', 'own_options', 'usage',
-           'options', 'parse', 'usual_config', 'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly', 'recipes',
-           'show', 'command', 'axes_of', 'start', 'default_folder', 'bench', 'main']
+           'swept', 'cells_of', 'as_markdown', 'chart', 'write_table', 'compare', 'apart', 'compare_row', 'own_options',
+           'usage', 'options', 'parse', 'usual_config', 'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly',
+           'recipes', 'show', 'command', 'axes_of', 'start', 'default_folder', 'bench', 'main']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, io, itertools, json, os, re, shlex, shutil, subprocess, sys, time
@@ -32,7 +32,7 @@ def plan(recipe: Recipe,  # what is to be run
     "Every result of a run, in order."
     recovers, labels = TEACHER[recipe.recover.teacher], TEACHER[recipe.relabel.teacher]
     images = ([recovers], ["recover"]) if recipe.peer is None else ([borrowed(recipe)], ["recover.ipc", "peer"])
-    full = ["pretrain/supervised"] if (recipe.student, recipe.full) == (recipe.network, recipe.supervised) else ["data"]
+    full = (["pretrain/supervised"], ["student", "full"]) if (recipe.student, recipe.full) == (recipe.network, recipe.supervised) else (["data"], ["student", "full", "hard.students"])
     everything = {
         "data": ([], ["data"]),
         "pretrain/ssl": (["data"], ["network", "pretrain"]),
@@ -44,7 +44,7 @@ def plan(recipe: Recipe,  # what is to be run
         "train/distilled_hard": (["recover"], ["student", "hard"]),
         "train/random_soft": ([labels], ["recover.ipc", "relabel", "student", "train"]),
         "train/random_hard": (["data"], ["recover.ipc", "student", "hard"]),
-        "train/full_data": (full, ["student", "full"]),
+        "train/full_data": full,
     }
     needed = behind(everything, [name for name in everything if name == "recover" or name.startswith("train/")])
     return {name: entry for name, entry in everything.items() if name in needed}
@@ -349,7 +349,7 @@ def full_data(work, kept):
     from scdd.align import accuracy
     from scdd.train import summary, train_full
     recipe = work.recipe
-    if plan(recipe)["train/full_data"][0] == ["data"]: return train_full(work.train, recipe.student, recipe.full, work.seed, work.device, work.test, folder=kept)
+    if plan(recipe)["train/full_data"][0] == ["data"]: return train_full(work.train, recipe.student, recipe.full, work.seed, work.device, work.test, recipe.hard.students, kept)
     facts = read_json(work.folder/"pretrain/supervised/stage.json")
     return summary([facts["accuracy"]]) | {"curves": [facts["curve"]], "seconds": 0.0}
 
@@ -558,13 +558,26 @@ def as_markdown(rows)->str:
     head, body = cells_of(rows)
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
+def chart(rows):
+    "A grid or a comparison as bars, soft and hard labels beside each other, with the random subset as dotted lines."
+    from scdd.plot import figure, show
+    from scdd.train import KINDS, percent
+    made, axis = figure(max(4, 0.37 * len(rows)), 3.6)
+    for place, kind in enumerate(("soft", "hard")):
+        found = [row[f"distilled_{kind}"] for row in rows]; at = [i + 0.4 * place for i in range(len(rows))]
+        axis.bar(at, [100 * one["mean"] for one in found], 0.4, yerr=[100 * (one["std"] or 0) for one in found], capsize=2, color=f"C{place}", label=f"{kind} labels")
+        axis.hlines([100 * row[f"random_{kind}"]["mean"] for row in rows], [x - 0.2 for x in at], [x + 0.2 for x in at], colors="black" if place else f"C{place}", linestyles=":" if place else "--", label=f"random, {kind} labels")
+    axis.set_xticks([i + 0.2 for i in range(len(rows))], [row["cell"] for row in rows], rotation=45, ha="right")
+    axis.set_ylabel("accuracy in %"); axis.legend(fontsize=7, ncol=2, loc="lower left")
+    return show(made, "Bars of the test accuracy in %, soft labels and hard labels: " + "; ".join(f"{row['cell']} {percent(row['distilled_soft'])} and {percent(row['distilled_hard'])}" for row in rows))
+
 def write_table(folder, kind, recipe, seed, rows, command, report)->list:  # the rows
     "grid.json or compare.json with what made it, and the same as a page that needs nothing else."
-    from scdd.train import STYLE, table
+    from scdd.train import STYLE, picture, table
     write_json(folder/f"{kind}.json", {"recipe": asdict(recipe) | {"seed": seed}, "rows": rows, "command": command,
                                        "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)), "device": report.device, "versions": report.versions})
     head, body = cells_of(rows)
-    content = table(body, head, f"Test accuracy in % of students trained from scratch, {recipe.recover.ipc} images per class, n = {rows[0]['distilled_soft']['n']}")
+    content = picture(chart(rows), "Bars: mean of the students, with the standard deviation; dotted and dashed: random real images under the same labels") + table(body, head, f"Test accuracy in % of students trained from scratch, {recipe.recover.ipc} images per class, n = {rows[0]['distilled_soft']['n']}")
     with writing(folder/f"{kind}.html") as beside:
         beside.write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,"><title>scdd {kind}: {recipe.name}</title>'
                           f"<style>{STYLE}</style></head><body><main><h1>{recipe.name}: the {kind}</h1>{content}</main></body></html>\n", encoding="utf-8")

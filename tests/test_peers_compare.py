@@ -5,7 +5,7 @@ import pytest
 from scdd.data import load
 from scdd.files import UserError
 from scdd.peers import coresets, decoupled
-from scdd.peers.compare import DECOUPLED, PEERS, SHARED, SMALL_RECIPES, TWO_CORES, about_peers, changed, check_peer, distil, family, find_peer, network_seconds, usual
+from scdd.peers.compare import DECOUPLED, PEERS, SHARED, SMALL, TWO_CORES, about_peers, changed, check_peer, distil, family, find_peer, network_seconds, usual
 from scdd.recipes import RECIPES, Data
 
 DIGITS = RECIPES["digits"]
@@ -25,7 +25,7 @@ def test_values_for_every_recipe(method, recipe):
     config = usual(method, recipe)
     assert type(config) is find_peer(method)[1] and is_dataclass(config)
     if method in DECOUPLED: assert (config.network, config.teacher) == (recipe.network, recipe.supervised)
-    if recipe.name in SMALL_RECIPES and hasattr(config, "recover"): assert all(getattr(config.recover, name) == getattr(recipe.recover, name) for name in SHARED)
+    if recipe.name in SMALL and hasattr(config, "recover"): assert all(getattr(config.recover, name) == getattr(recipe.recover, name) for name in SHARED)
 
 def test_published_values_are_those_of_the_papers():
     assert usual("mtt", replace(RECIPES["cifar100-scdd"], recover=replace(RECIPES["cifar100-scdd"].recover, ipc=1))).zca
@@ -43,6 +43,18 @@ def test_changed_reaches_into_parts():
 def test_nonsense_is_refused_before_any_work(method, values, ipc, words):
     with pytest.raises(UserError) as error: check_peer(method, load("digits"), ipc, changed(usual(method, DIGITS), values))
     assert str(error.value).startswith(words) and "\n" not in str(error.value)
+
+@pytest.mark.parametrize("method, values, words", [
+    ("mtt", {"network.name": "resnet18", "network.norm": "batch"}, "--config.network.norm: resnet18 has BatchNorm"), ("cafe", {"network.name": "mobilenetv3_small_050"}, "--config.network.name mobilenetv3_small_050: CAFE"),
+    ("sre2l", {"network.name": "convnet", "network.norm": "instance"}, "sre2l: convnet has no BatchNorm layers"), ("dc", {"network.name": "convnett"}, "network.name convnett"), ("edc", {"backbones": ("nonet",)}, "network.name nonet")])
+def test_a_network_that_a_method_cannot_use_is_refused_before_any_work(method, values, words):
+    with pytest.raises(UserError) as error: check_peer(method, load("digits"), 1, changed(usual(method, DIGITS), values))
+    assert str(error.value).startswith(words) and "\n" not in str(error.value)
+
+def test_a_teacher_that_is_none_is_refused_before_any_work(tmp_path):
+    (tmp_path/"network.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="network.safetensors") as error: check_peer("sre2l", load("digits"), 1, usual("sre2l", DIGITS), tmp_path/"network.safetensors")
+    assert "\n" not in str(error.value)
 
 @pytest.mark.parametrize("method", PEERS)
 def test_teachers_are_for_those_who_use_them(method, tmp_path):
