@@ -68,7 +68,7 @@ TWO_CORES = {  # method: what differs from its defaults in the recipe digits
     "mtt": STRETCH | EXPERTS, "tesla": STRETCH | EXPERTS,
     "gvbsm": {"backbones": ("convnet",), "densify": 1e-3}, "edc": {"backbones": ("convnet",)},
 }
-MORE = {"dc": {"iterations": 100}, "dsa": {"iterations": 100}, "mtt": {"iterations": 300, "experts.count": 10, "step_rate": 1e-5}, "tesla": {"iterations": 300, "experts.count": 10, "step_rate": 1e-5}}
+MORE = {"dc": {"iterations": 100}, "dsa": {"iterations": 100}, "mtt": {"iterations": 300, "experts.count": 10, "step_rate": 1e-4}, "tesla": {"iterations": 300, "experts.count": 10, "step_rate": 1e-4}}
 SMALL = {"digits": TWO_CORES, "cifar100-mini": TWO_CORES | {method: TWO_CORES[method] | values for method, values in MORE.items()}}  # recipe: values of its methods
 
 def changed(config, values: dict):  # {"network.width": 32, …}
