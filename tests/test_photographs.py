@@ -34,3 +34,14 @@ def test_recipe(recipe, more, photographs, tmp_path):
     report = json.loads((tmp_path/"run"/"report.json").read_text())
     assert all(0 <= figure["mean"] <= 1 for figure in report["accuracy"].values()) and len(report["accuracy"]) == 5
     assert report["peak_memory_bytes"] < 6e9 or recipe.startswith("imagenet")
+
+@pytest.mark.parametrize("method, values", [("dm", []), ("mtt", ["--config.experts.count", "2", "--config.experts.epochs", "2", "--config.starts", "1", "--config.ahead", "1", "--config.steps", "2", "--config.batch", "None"])])
+def test_the_published_comparison_made_small(method, values, photographs, tmp_path):
+    "Chapter 25's command for a GPU: all of CIFAR-100's protocol for hard labels, and nothing self-supervised is trained for it."
+    words = ["distill", method, "cifar100-sre2l", "--recover.ipc", "1", "--student.name", "convnet", "--student.norm", "instance", "--student.width", "16", "--network.width", "16", "--config.network.width", "16",
+             "--hard.crop", "none", "--hard.flip", "False", "--hard.sets", "each", "--hard.students", "2", "--hard.epochs", "1", "--train.students", "1", "--train.epochs", "1",
+             "--supervised.epochs", "1", "--full.epochs", "1", "--config.iterations", "2", *values]
+    done = subprocess.run([SCDD, *words, "--data", photographs, "--out", tmp_path/"run", "--device", "cpu"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path/"run"/"report.json").read_text())
+    assert report["accuracy"]["distilled_hard"]["n"] == report["accuracy"]["random_hard"]["n"] == report["accuracy"]["full_data"]["n"] == 2 and "pretrain/ssl" not in report["seconds"]
