@@ -1,4 +1,4 @@
-"What a reader meets in a browser: the report of a run, and the playground in JupyterLab."
+"What a reader meets in a browser: the report of a run, and the notebooks with controls in JupyterLab."
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
@@ -66,22 +66,24 @@ def test_report_fits_a_phone(browser, quick_run, scheme, tmp_path):
     page.close()
     assert not cut
 
-# --- the playground
+# --- the notebooks with controls
 
 def free_port():
     with socket.socket() as one: one.bind(("127.0.0.1", 0)); return one.getsockname()[1]
 
-@pytest.fixture
-def lab(tmp_path):
-    "A JupyterLab with the playground in it, as its address."
-    notebook = json.loads((ROOT/"nbs/practice/40_playground.ipynb").read_text(encoding="utf-8"))
-    notebook["cells"] = [cell for cell in notebook["cells"] if "nbdev_export()" not in "".join(cell["source"])]
-    place = tmp_path/"lab"; place.mkdir()
-    (place/"playground.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    tracker = tmp_path/"settings/@jupyterlab/notebook-extension"; tracker.mkdir(parents=True)
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab with the notebooks in it, as its address."
+    place, own = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("jupyter")
+    shutil.copytree(ROOT/"nbs/experiments/results", place/"experiments/results"); (place/"practice").mkdir()
+    for name in ("40_playground", "40_side_by_side"):
+        notebook = json.loads((ROOT/f"nbs/practice/{name}.ipynb").read_text(encoding="utf-8"))
+        notebook["cells"] = [cell for cell in notebook["cells"] if "nbdev_export()" not in "".join(cell["source"])]
+        (place/f"practice/{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    tracker = own/"settings/@jupyterlab/notebook-extension"; tracker.mkdir(parents=True)
     (tracker/"tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')      # keep all cells in the page
-    port, env = free_port(), os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path/"config"), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path/"workspaces")}
-    with open(tmp_path/"lab.log", "w") as log:
+    port, env = free_port(), os.environ | {"JUPYTER_CONFIG_DIR": str(own/"config"), "JUPYTERLAB_SETTINGS_DIR": str(own/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(own/"workspaces")}
+    with open(own/"lab.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
             "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={place}"], env=env, stdout=log, stderr=log)
         try:
@@ -96,10 +98,22 @@ def lab(tmp_path):
 
 SHOWN = ".jp-OutputArea .widget-html b"
 SAYS = "wanted => { const shown = document.querySelector('.jp-OutputArea .widget-html b'); return shown && shown.innerText.startsWith(wanted) }"
+CHANGED = "old => document.querySelector('.jp-OutputArea .widget-html img').src != old"
+SLOWEST = 3   # seconds for a reaction while other work keeps the machine busy; on two free cores it is a tenth of that
 
 def idle(page):
     # the notebook's own indicator says idle before there is a kernel; the status bar does not
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=300_000)
+
+def opened(browser, lab, name):
+    "A page with a notebook whose cells have all been told to run."
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{lab}/lab/tree/practice/{name}.ipynb?reset"); page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    idle(page); page.wait_for_timeout(500)
+    page.get_by_role("menuitem", name="Run", exact=True).click(); page.get_by_text("Run All Cells", exact=True).click()
+    return page
+
+def no_errors(page): assert not page.locator('.jp-OutputArea [data-mime-type="application/vnd.jupyter.stderr"]', has_text="Error").count()
 
 def slider(page, label): return page.locator(".widget-hslider", has=page.get_by_text(label, exact=True))
 
@@ -109,20 +123,29 @@ def press(page, handle, key, times):
 
 def step_shown(page): return int(page.locator(SHOWN).inner_text().split()[1])
 
-def test_playground_in_jupyterlab(browser, lab, tmp_path):
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.goto(f"{lab}/lab/tree/playground.ipynb?reset"); page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-    idle(page); page.wait_for_timeout(500)
-    page.get_by_role("menuitem", name="Run", exact=True).click(); page.get_by_text("Run All Cells", exact=True).click()
+def reacts(page, what, act, seen, arg=None):
+    "Do something, wait until it is seen in the page, and say how long that took."
+    began = time.monotonic(); act(); page.wait_for_function(seen, arg=arg, timeout=30_000); spent = time.monotonic() - began
+    print(f"{what} in {spent:.2f} s")
+    assert spent < SLOWEST
+
+# --- the playground
+
+@pytest.fixture(scope="module")
+def playground(browser, lab):
+    page = opened(browser, lab, "40_playground")
+    yield page
+    page.close()
+
+def test_playground_in_jupyterlab(playground, tmp_path):
+    page = playground
     step = slider(page, "step"); step.wait_for(timeout=900_000)
     page.wait_for_function(SAYS, arg="step 100 of 100", timeout=300_000)                 # the first film is there, at its end
     page.wait_for_function("() => [...document.querySelectorAll('.jp-OutputArea button')].some(b => b.innerText == 'recover' && !b.disabled)", timeout=120_000)
-    assert not page.locator('.jp-OutputArea [data-mime-type="application/vnd.jupyter.stderr"]', has_text="Error").count()
+    no_errors(page)
 
-    began, before = time.monotonic(), page.locator(".jp-OutputArea .widget-html img").get_attribute("src")
-    press(page, step.locator(".noUi-handle"), "ArrowLeft", 3)                            # back through frames that are there
-    page.wait_for_function("old => document.querySelector('.jp-OutputArea .widget-html img').src != old", arg=before, timeout=30_000)
-    print(f"the picture followed the slider in {time.monotonic() - began:.2f} s")
+    before = page.locator(".jp-OutputArea .widget-html img").get_attribute("src")
+    reacts(page, "the picture followed the slider", lambda: press(page, step.locator(".noUi-handle"), "ArrowLeft", 3), CHANGED, before)   # back through frames that are there
     page.wait_for_function("() => +document.querySelector('.jp-OutputArea .widget-html b').innerText.split(' ')[1] < 100", timeout=30_000)
     assert "recovered images" in page.locator(".jp-OutputArea .widget-html img").get_attribute("alt")
 
@@ -131,4 +154,87 @@ def test_playground_in_jupyterlab(browser, lab, tmp_path):
     page.get_by_role("button", name="recover").press("Enter")
     page.wait_for_function(SAYS, arg="step 50 of 50", timeout=300_000)
     page.screenshot(path=tmp_path/"playground.png")
+
+def test_playground_obeys_while_it_runs(playground, tmp_path):
+    page, says = playground, lambda words: f"() => [...document.querySelectorAll('.jp-OutputArea .widget-html')].some(e => e.innerText.includes('{words}'))"
+    button = lambda name: page.locator(".jp-OutputArea").get_by_role("button", name=name)
+    press(page, slider(page, "steps").locator(".noUi-handle"), "ArrowRight", 4)
+    page.wait_for_function(says("Not recovered yet"), timeout=30_000)
+    bar = page.locator(".jp-OutputArea .widget-hprogress")
+    before = page.locator(".jp-OutputArea .widget-html img").get_attribute("src")
+    reacts(page, "recover showed its bar", lambda: button("recover").press("Enter"), "() => getComputedStyle(document.querySelector('.jp-OutputArea .widget-hprogress')).visibility == 'visible'")
+    page.wait_for_function(CHANGED, arg=before, timeout=60_000)                          # a first picture, and then others while it runs
+    page.wait_for_function(SAYS.replace("startsWith(wanted)", "match(/^step [1-9]\\d* of 300/)"), timeout=60_000)
+    press(page, slider(page, "r_bn").locator(".noUi-handle"), "ArrowLeft", 3)
+    page.wait_for_function(says("Turned on the way: r_bn"), timeout=30_000)
+    reacts(page, "stop stopped", lambda: button("stop").press("Enter"), says("Stopped at step"))
+    at = step_shown(page); page.screenshot(path=tmp_path/"stopped.png"); page.wait_for_timeout(500)
+    assert at < 300 and step_shown(page) == at
+    reacts(page, "go on went on", lambda: button("go on").press("Enter"), "at => +document.querySelector('.jp-OutputArea .widget-html b').innerText.split(' ')[1] > at", at)
+    page.wait_for_function(SAYS, arg="step 300 of 300", timeout=300_000)
+    no_errors(page)
+
+# --- side by side
+
+@pytest.fixture(scope="module")
+def beside(browser, lab):
+    page = opened(browser, lab, "40_side_by_side")
+    with_control(page, "sort by").wait_for(timeout=900_000); idle(page)                 # the last one is there
+    yield page
     page.close()
+
+def with_control(page, label): return page.locator(".jp-OutputArea .widget-vbox", has=page.get_by_text(label, exact=True))
+
+def drawing(page, label, tmp_path, shot=None):
+    "What a widget with this control has drawn: its text, and a screenshot of it."
+    box = with_control(page, label); box.scroll_into_view_if_needed()
+    if shot: box.screenshot(path=tmp_path/f"{shot}.png")
+    return box
+
+SHOWS = "([label, wanted]) => [...document.querySelectorAll('.jp-OutputArea .widget-vbox')].some(box => [...box.querySelectorAll('label')].some(l => l.innerText == label) && box.innerText.includes(wanted))"
+
+def choose(box, label, value): box.locator(".widget-dropdown", has_text=label).locator("select").select_option(value)
+
+def test_statistics_follow_the_layer(beside, tmp_path):
+    page, box = beside, drawing(beside, "layer", tmp_path)
+    no_errors(page)
+    assert "layer 1:" in box.inner_text() and box.locator("svg[role=img]").count() == 2
+    before = box.locator("svg").first.inner_html()
+    reacts(page, "the statistics followed the slider", lambda: press(page, box.locator(".noUi-handle"), "ArrowRight", 1), SHOWS, ["layer", "layer 2:"])
+    assert box.locator("svg").first.inner_html() != before and "spread" in box.locator("svg").first.get_attribute("aria-label")
+    press(page, box.locator(".noUi-handle"), "End", 1); page.wait_for_function(SHOWS, arg=["layer", "layer 20:"], timeout=30_000)
+    drawing(page, "layer", tmp_path, "statistics")
+
+def test_beliefs_follow_the_class(beside, tmp_path):
+    page, box = beside, drawing(beside, "teacher", tmp_path)
+    assert box.locator("img").count() == 15 and all(one.get_attribute("alt").endswith("of the class 0") for one in box.locator("img").all())
+    before = box.locator("img").first.get_attribute("src")
+    reacts(page, "the images followed the class", lambda: choose(box, "class", "3"), SHOWS, ["teacher", "belief in the class 3"])
+    assert box.locator("img").first.get_attribute("src") != before
+    said = box.inner_text()
+    drawing(page, "teacher", tmp_path, "beliefs")
+    choose(box, "teacher", "SimCLR"); page.wait_for_function("([box, said]) => box.innerText != said", arg=[box.element_handle(), said], timeout=30_000)
+
+def test_soft_label_follows_the_mixture(beside, tmp_path):
+    page, box = beside, drawing(beside, "temperature", tmp_path)
+    choose(box, "first", "3"); choose(box, "second", "7"); choose(box, "mix", "cutmix")
+    page.wait_for_function(SHOWS, arg=["temperature", "cutmix"], timeout=30_000)
+    before = box.locator("img").last.get_attribute("src"), box.inner_text()
+    weight = box.locator(".widget-hslider", has=page.get_by_text("weight", exact=True)).locator(".noUi-handle")
+    began = time.monotonic(); press(page, weight, "ArrowRight", 10)
+    page.wait_for_function("([box, said]) => box.innerText != said", arg=[box.element_handle(), before[1]], timeout=30_000)
+    print(f"the soft label followed the weight in {time.monotonic() - began:.2f} s"); assert time.monotonic() - began < SLOWEST
+    page.wait_for_function("([image, old]) => image.src != old", arg=[box.locator("img").last.element_handle(), before[0]], timeout=30_000)
+    drawing(page, "temperature", tmp_path, "mixture")
+
+def test_leaderboard_filters_by_protocol(beside, tmp_path):
+    page, box = beside, drawing(beside, "sort by", tmp_path)
+    rows = lambda: box.locator("tbody tr").count()
+    everything = rows(); assert everything > 20 and "protocols: accuracies compare within a protocol only" in box.inner_text()
+    drawing(page, "sort by", tmp_path, "leaderboard")
+    reacts(page, "the table followed the filter", lambda: choose(box, "data", "digits"), "([box, all]) => box.querySelectorAll('tbody tr').length < all", [box.element_handle(), everything])
+    choose(box, "labels", "hard"); choose(box, "student", "resnet18")
+    page.wait_for_function(SHOWS, arg=["sort by", "one protocol"], timeout=30_000)
+    assert 0 < rows() < everything and all(one.inner_text().startswith("scdd ") for one in box.locator("tbody code").all())
+    shown = [float(text.split()[0]) for text in box.locator("tbody tr td:nth-child(2)").all_inner_texts()]
+    assert shown == sorted(shown, reverse=True)
