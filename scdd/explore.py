@@ -160,7 +160,7 @@ class Playground(widgets.VBox):
     "Knobs, frames, and a thread that recovers a new film."
     def __init__(self, network, data, config=Recover(), device="auto"):
         self.work, self.config, self.device = (network, data), config, device
-        self.films, self.shown, self.so_far, self.thread, self.turns = {}, None, None, None, []
+        self.films, self.shown, self.of, self.so_far, self.thread, self.turns = {}, None, None, None, None, []
         self.go, self.over, self.state = threading.Event(), False, "idle"
         self.knobs, self.view, self.note = knobs(data.classes, config, data.size), widgets.HTML(), widgets.HTML()
         self.bar = widgets.IntProgress(layout={"visibility": "hidden"})
@@ -186,15 +186,19 @@ class Playground(widgets.VBox):
 
     def say(self, words): self.note.value = f"<p>{words}</p>" if words else ""
 
-    def present(self, film):
+    def present(self, film, of=None):  # of: steps in all, where the film is not finished
         "Give a film to the slider, at its end."
-        self.shown, slider = film, self.knobs["step"]
+        self.shown, self.of, slider = film, of, self.knobs["step"]
         slider.options = film.steps; slider.value = film.steps[-1]
         self.draw()
 
     def draw(self):
         "The frame that the slider points at."
-        if self.shown: self.view.value = frame_html(self.shown, self.knobs["step"].index)
+        if self.shown: self.view.value = frame_html(self.shown, self.knobs["step"].index, of=self.of)
+
+    def told(self)->str:
+        "Which knobs were turned on the way, and when."
+        return "Turned on the way: " + ", ".join(self.turns) + "." if self.turns else ""
 
     def switch(self, state):
         "Say with the controls what can be done now."
@@ -218,7 +222,7 @@ class Playground(widgets.VBox):
 
     def go_on(self):
         "Continue from where the film was stopped."
-        if self.state == "stopped": self.switch("running"); self.go.set()
+        if self.state == "stopped": self.say(self.told()); self.switch("running"); self.go.set()
 
     def make(self, chosen):
         "The work of the thread: a film, remembered if nobody turned a knob meanwhile."
@@ -239,12 +243,12 @@ class Playground(widgets.VBox):
         "Between two steps: wait where the reader stopped, and take over what the knobs say."
         self.bar.value = step
         if not self.go.is_set():
-            self.present(self.so_far); self.switch("stopped"); self.say(f"Stopped at step {step} of {live.steps}."); self.go.wait()
+            self.present(self.so_far, live.steps); self.switch("stopped"); self.say(f"Stopped at step {step} of {live.steps}."); self.go.wait()
         if self.over: raise Stop
         turned = {name: self.knobs[name].value for name in STEERED if self.knobs[name].value != getattr(live, name)}
         if turned:
             vars(live).update(turned); self.turns += [f"{WORDS[name]} {value:g} from step {step + 1}" for name, value in turned.items()]
-            self.say("Turned on the way: " + ", ".join(self.turns) + ".")
+            self.say(self.told())
 
 # %% ../nbs/practice/40_playground.ipynb #b68a9c48
 def playground(network, data, config=Recover(), device="auto")->widgets.Widget:
@@ -413,17 +417,17 @@ def mix_picture(network, first, second, alt="", steps=9, temperature=1.0):
 
 # %% ../nbs/practice/40_side_by_side.ipynb #40b0002c
 def shares_html(row, classes, own: dict, most=10)->str:
-    "A belief as bars, largest class positions first where there are many; `own` maps a class to its share of the mixed label."
+    "A belief as bars, of the largest where there are many classes; `own` maps a class to its share of the mixed label."
     shown = range(len(row)) if len(row) <= most else sorted({*own, *row.topk(most - len(own)).indices.tolist()})
     cells = "".join(f'<div style="text-align:right">{html.escape(str(classes[i]))}</div>{bar_html(row[i], COLORS[0] if i in own else COLORS[1])}<div>{float(row[i]):.1%}{f" (mixed label {own[i]:.0%})" if i in own else ""}</div>' for i in shown)
-    return f'<div style="display:grid;grid-template-columns:auto 12rem auto;gap:.15rem .6rem;align-items:center">{cells}</div>'
+    return f'<div style="display:grid;grid-template-columns:auto minmax(4rem,12rem) auto;gap:.15rem .6rem;align-items:center">{cells}</div>'
 
 def mix_html(network, first, second, labels, weight, kind, temperature)->str:
     "A mixture, where it comes from, and the teacher's distribution over classes."
     image, weight = mixture(first, second, weight, kind); row = beliefs(network, image[None], temperature)[0]
     names, own = [str(network.classes[i]) for i in labels], Counter({labels[0]: weight}); own[labels[1]] += 1 - weight
     parents = "".join(image_html(one, f"an image of the class {name}", "3rem") for one, name in zip((first, second), names))
-    words = f"{kind}, {weight:.0%} of the first image: {guess(row, network.classes)}"
+    words = f"{kind}, {weight:.0%} of the first image, first guess {guess(row, network.classes)}"
     return (f'<p><b>{html.escape(words)}</b></p><div style="display:flex;flex-wrap:wrap;gap:1.5rem;align-items:start"><div style="display:flex;gap:.4rem">{parents}</div>'
             f'{image_html(image, f"{names[0]} and {names[1]} mixed by {words}", "9rem")}{shares_html(row, network.classes, own)}</div>')
 
@@ -436,7 +440,7 @@ def mix_beside(network,  # a teacher
     draw = lambda one, two, kind, weight, temperature: mix_html(network, first[one], first[two], (one, two), weight, kind, temperature)
     return redrawn(draw, one=choose(0, "first"), two=choose(1, "second"), kind=widgets.Dropdown(options=["mixup", "cutmix"], description="mix"),
                    weight=widgets.FloatSlider(value=0.5, min=0, max=1, step=0.02, description="weight"),
-                   temperature=widgets.SelectionSlider(options=[1, 2, 5, 10, 20], description="temperature"))
+                   temperature=widgets.SelectionSlider(options=[1, 2, 5, 10, 20], description="temperature", style={"description_width": "6rem"}))
 
 # %% ../nbs/practice/40_side_by_side.ipynb #40b00030
 TRAINED = {"ssl": lambda recipe: recipe["pretrain"]["method"], "supervised": lambda recipe: "supervised"}
