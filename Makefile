@@ -1,4 +1,4 @@
-# make demo | make test | make lab | make docs | make class | make slides | make notebooks | make clean
+# make demo | make test | make lab | make docs | make class | make slides | make notebooks | make results | make clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -15,7 +15,7 @@ if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>
 elif [ -n "$$missing" ]; then echo "not on this machine:$$missing (as root: apt-get install$$missing); going on without"; fi
 endef
 
-.PHONY: demo test lab docs class slides notebooks clean
+.PHONY: demo test lab docs class slides notebooks results clean
 demo: $(VENV)/run
 	$(BIN)/scdd run digits
 
@@ -39,6 +39,10 @@ slides: $(VENV)/dev
 # run every notebook (or NB="nbs/pipeline/01_data.ipynb …"), store its outputs, export the package, write README.md
 notebooks: $(VENV)/dev
 	$(BIN)/python -m scdd.site execute $(NB)
+
+# each kept figure with its command and its day, and which modules have changed since
+results: $(VENV)/dev
+	@$(BIN)/python -m scdd.site results
 
 $(VENV)/run: settings.ini setup.py pyproject.toml
 	$(call system,)

@@ -4,7 +4,7 @@
 __all__ = ['NOT_RUN', 'REDIRECT', 'FOCUS', 'EXTENSIONS', 'FURO', 'COLUMNS', 'code_cells', 'stamp', 'runs', 'run_cells',
            'committed', 'unchanged', 'plain_output', 'store', 'save', 'stale', 'execute', 'sidebar', 'toctree',
            'check_sidebar', 'llms', 'reachable', 'finish', 'options', 'sources', 'sphinx', 'check_links', 'docs',
-           'keep', 'percent', 'results_table', 'compare_table', 'readme']
+           'module_hashes', 'dated', 'keep', 'percent', 'results_table', 'compare_table', 'results', 'readme']
 
 # %% ../nbs/practice/45_site.ipynb #3e9f6752
 import gc, importlib.util, itertools, json, os, re, shutil, subprocess, sys, time
@@ -211,6 +211,24 @@ def docs():
     print(f"{len(notebooks())} pages in {time.monotonic() - began:.0f} s")
     gc.freeze()                     # IPython, which nbdev starts once for each page, would collect garbage as often at the end
 
+# %% ../nbs/practice/45_site.ipynb #aec1b86b
+def module_hashes(*names)->dict:  # {"scdd.bn": "1f2e3d4c", …}
+    "Eight hex digits of these modules and of all scdd modules that they import."
+    found, queue = {}, list(names)
+    while queue:
+        if (name := queue.pop()) in found: continue
+        place = importlib.util.find_spec(name); text = Path(place.origin).read_text(encoding="utf-8")
+        found[name] = sha256(text.encode()).hexdigest()[:8]
+        queue += [importlib.util.resolve_name(other, place.parent) for other in re.findall(r"^\s*from (scdd\.[\w.]+|\.+\w[\w.]*) import", text, re.M)]
+    return dict(sorted(found.items()))
+
+def dated(found,    # a result
+          peers=(), # other methods whose images it is about
+         )->dict:   # with the day, and the code behind it
+    "A result with what `make results` asks of it."
+    from scdd.peers.compare import PEERS
+    return found | {"date": time.strftime("%Y-%m-%d"), "code": module_hashes("scdd.run", *(f"scdd.peers.{PEERS[name][0]}" for name in peers if name in PEERS))}
+
 # %% ../nbs/practice/45_site.ipynb #aec1b86a
 def keep(run,          # a finished run folder
          name=None,    # of the result; the recipe's where not given
@@ -225,10 +243,11 @@ def keep(run,          # a finished run folder
     for kind in ("grid", "compare", "sweep"):
         if not (Path(run)/f"{kind}.json").is_file(): continue
         found = read_json(Path(run)/f"{kind}.json")
+        found = dated(found, [row.get("images by") for row in found["rows"]])
         return write_json(kept/f"{name or '-'.join([found['recipe']['name'], *(axis for axis in found['rows'][0] if '.' in axis)] if kind == 'sweep' else [found['recipe']['name'], kind])}.json", found)
     report = read_json(Path(run)/"report.json"); report.pop("curves", None)
     recipe = from_dict({k: v for k, v in report["recipe"].items() if k != "seed"}); name = name or recipe.name
-    write_json(kept/f"{name}.json", report)
+    write_json(kept/f"{name}.json", dated(report, [(report["recipe"].get("peer") or {}).get("method")]))
     if recipe.data.name != "digits": return
     made, real = SyntheticSet.load(Path(run)/"recover"), random_subset(load(recipe.data), 2, 0)
     first = [i for c in range(2) for label in range(10) for i in [list(made.labels).index(label) + c]]
@@ -267,6 +286,20 @@ def compare_table(name="digits-compare")->str:
         rows.append(f"| {row['images by']} | {percent(row['distilled_soft'])} | {percent(row['distilled_hard'])} | {row['seconds']:.0f} | {row['seconds of networks']:.0f} | {row['peak MB']:.0f} | {row['kB of images']:.0f} |")
     return "\n".join(rows)
 
+# %% ../nbs/practice/45_site.ipynb #f2ef5be1
+def results()->str:
+    "Every kept result: its command, commit and day, and which of the modules behind it have changed since."
+    from scdd.files import read_json
+    rows = []
+    for path in sorted((root()/"nbs"/"experiments"/"results").glob("*.json")):
+        found = read_json(path); code = found.get("code") or {}
+        if isinstance(code, str): changed = [] if code in [code_hash(module) for module in ("scdd.bench", "scdd.peers.trajectories")] else ["scdd.bench or scdd.peers.trajectories"]
+        else: changed = [name.removeprefix("scdd.") for name, digits in code.items() if not importlib.util.find_spec(name) or module_hashes(name)[name] != digits]
+        rows.append(f"{path.stem}\n    {found.get('command', found.get('what', found.get('about', '')))}\n    commit {found.get('commit')}, {found.get('date', 'no day')}; " + (f"changed since: {', '.join(changed)}" if changed else "from the code as it stands"))
+    return "\n".join(rows)
+
+print(len(results().splitlines()) // 3, "results")
+
 # %% ../nbs/practice/45_site.ipynb #6fdcbdc0
 def readme():
     "Write README.md from nbs/index.ipynb."
@@ -283,7 +316,7 @@ def readme():
 # %% ../nbs/practice/45_site.ipynb #56b3b75e
 #| eval: false
 if __name__ == "__main__":
-    commands = {"filter": filter_notebook, "readme": readme, "docs": docs, "finish": finish, "execute": execute, "keep": keep}
+    commands = {"filter": filter_notebook, "readme": readme, "docs": docs, "finish": finish, "execute": execute, "keep": keep, "results": lambda: print(results())}
     if sys.argv[1:2] and sys.argv[1] in commands:
         try: commands[sys.argv[1]](*sys.argv[2:])
         except UserError as error: sys.exit(f"error: {error}")

@@ -229,6 +229,22 @@ def test_a_grid_is_kept_as_a_result(straw, tmp_path, monkeypatch):
     kept = read_json(tmp_path/"nbs/experiments/results/digits-grid.json")
     assert len(kept["rows"]) == 4 and kept["command"].startswith("scdd run digits") and kept["command"].endswith("--grid") and "commit" in kept
 
+def test_results_name_what_has_changed_since(straw, tmp_path, monkeypatch):
+    assert main([*SWEEP, "--out", str(tmp_path/"run")]) == 0
+    monkeypatch.setattr(site, "root", lambda: tmp_path); kept = tmp_path/"nbs/experiments/results"
+    kept.mkdir(parents=True); site.keep(tmp_path/"run")
+    found = read_json(kept/"digits-recover.r_bn-recover.init.json")
+    assert {"scdd.run", "scdd.recover", "scdd.bn", "scdd.files"} <= set(found["code"]) and found["date"] == time.strftime("%Y-%m-%d")
+    assert "scdd sweep digits recover.r_bn" in site.results() and site.results().endswith("from the code as it stands")
+    found["code"] |= {"scdd.bn": "00000000", "scdd.gone": "00000000"}; write_json(kept/"digits-recover.r_bn-recover.init.json", found)
+    assert site.results().endswith("changed since: bn, gone")
+
+def test_every_kept_result_says_its_command_its_day_and_its_code():
+    for path in (site.root()/"nbs/experiments/results").glob("*.json"):
+        found = read_json(path)
+        assert found["code"] and found["commit"] and ("command" in found or "what" in found or "about" in found), path.name
+        if "recipe" in found: assert found["date"] and "scdd.run" in found["code"], path.name
+
 def test_seconds_survive_an_interruption(tmp_path):
     def attempt(fail):
         with runs.stopwatch(tmp_path) as seconds:
