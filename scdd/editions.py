@@ -314,7 +314,7 @@ def slides(path)->list:  # of `Slide`
     return made
 
 # %% ../nbs/practice/43b_editions.ipynb #ed155046
-BOOK = {"pipeline": ("The pipeline", "How SC-DD works, stage by stage"), "peers": ("The peers", "What SC-DD is compared with"), "practice": ("Practice", "Do it yourself")}
+BOOK = {"pipeline": ("The pipeline", "How SC-DD works, stage by stage"), "peers": ("The peers", "What SC-DD is compared with"), "experiments": ("The experiments", "What comes out"), "practice": ("Practice", "Do it yourself")}
 
 STYLE = """
 .reveal { font-size: 28px } .reveal .slides { text-align: left }

@@ -540,8 +540,6 @@ def swept(recipe, axes, seed)->str:
     named = " ".join([recipe.name, *(" ".join([axis, *map(shlex.quote, map(word, values))]) for axis, values in axes.items())])
     return typed(recipe, seed).replace(f"scdd run {recipe.name}", f"scdd sweep {named}", 1)
 
-swept(override(RECIPES["digits"], {"recover.ipc": 2}), {"recover.r_bn": (0.0, 20.0), "recover.init": ("noise", "patch")}, 0)
-
 # %% ../nbs/pipeline/11_run.ipynb #50bc92b9
 def cells_of(rows)->tuple:  # head and rows of text
     "A grid or a comparison as a table of words; what is text comes first, then the accuracies, then the other numbers."
@@ -800,8 +798,6 @@ def axes_of(words: list,  # what was typed after `scdd sweep`: RECIPE OPTION VAL
         if not values: raise UserError(f"{name}: which values? give one or more, such as {name} {flatten(find_recipe(words[0]))[name]}")
         if f"--{name}" in rest: raise UserError(f"--{name}: is swept over already; leave it out")
     return {name: tuple(values) for name, values in axes.items()}, rest
-
-axes_of("digits recover.r_bn 0 20 recover.betas 0.5,0.9 --recover.ipc 2".split())
 
 # %% ../nbs/pipeline/11_run.ipynb #5c6877a7
 def start(name: str, words: list):

@@ -298,8 +298,6 @@ def results()->str:
         rows.append(f"{path.stem}\n    {found.get('command', found.get('what', found.get('about', '')))}\n    commit {found.get('commit')}, {found.get('date', 'no day')}; " + (f"changed since: {', '.join(changed)}" if changed else "from the code as it stands"))
     return "\n".join(rows)
 
-print(len(results().splitlines()) // 3, "results")
-
 # %% ../nbs/practice/45_site.ipynb #6fdcbdc0
 def readme():
     "Write README.md from nbs/index.ipynb."
