@@ -276,6 +276,6 @@ def leaderboard(folder,  # of results, as nbs/experiments/results
                )->widgets.Widget:
     "All results in a folder, to filter and to sort; each protocol in a block of its own."
     rows = results(folder)
-    choose = lambda name: widgets.Dropdown(options=[("any", None), *((str(v), v) for v in sorted({row[name] for row in rows}))], description=name)
-    return redrawn(lambda order, **wanted: board_html(leaders(rows, order, **wanted)), data=choose("data"), IPC=choose("IPC"), student=choose("student"),
+    choose = lambda name: widgets.Dropdown(options=[("any", "any"), *((str(v), v) for v in sorted({row[name] for row in rows}))], description=name)
+    return redrawn(lambda order, **wanted: board_html(leaders(rows, order, **{name: value for name, value in wanted.items() if value != "any"})), data=choose("data"), IPC=choose("IPC"), student=choose("student"),
                    labels=choose("labels"), labels_by=choose("labels by"), order=widgets.Dropdown(options=list(ORDERS), description="sort by"))

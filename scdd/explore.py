@@ -147,7 +147,7 @@ WORDS = {"r_bn": "r_bn", "first_bn": "first layer", "jitter": "jitter", "learnin
 def knobs(classes, config, size)->dict:  # of widgets by name
     "The controls of a playground, set as `config` says."
     slide = lambda name: widgets.SelectionSlider(options=sorted({*VALUES[name], getattr(config, name)}), value=getattr(config, name), description=WORDS[name], continuous_update=False)
-    return {"label": widgets.Dropdown(options=[("one of each", None), *((str(name), i) for i, name in enumerate(classes))], description="class"),
+    return {"label": widgets.Dropdown(options=[("one of each", -1), *((str(name), i) for i, name in enumerate(classes))], description="class"),
             "init": widgets.Dropdown(options=["noise", "real", "patch"], value=config.init, description="start"),
             **{name: slide(name) for name in VALUES}, "jitter": widgets.IntSlider(value=config.jitter, max=max(size // 4, config.jitter), description="jitter", continuous_update=False),
             "recover": widgets.Button(description="recover", button_style="primary"),
@@ -229,7 +229,8 @@ class Playground(widgets.VBox):
         "The work of the thread: a film, remembered if nobody turned a knob meanwhile."
         config = replace(self.config, ipc=10, **{name: value for name, value in chosen.items() if name != "label"})
         try:
-            done = film(*self.work, config, chosen["label"], frames=30, device=self.device, on_frame=self.follow, on_step=self.obey)
+            label = None if chosen["label"] < 0 else chosen["label"]
+            done = film(*self.work, config, label, frames=30, device=self.device, on_frame=self.follow, on_step=self.obey)
             if not self.over: self.present(done)
             if not self.over and not self.turns: self.films[tuple(chosen.values())] = done
         except UserError as error: self.say(html.escape(str(error)))
