@@ -163,7 +163,7 @@ def step_shown(page): return int(page.locator(SHOWN).first.inner_text().split()[
 
 def test_playground_obeys_while_it_runs(playground, tmp_path):
     page = playground
-    press(page, control(page, "steps"), "ArrowRight", 3)
+    press(page, control(page, "steps"), "Home"); press(page, control(page, "steps"), "ArrowRight", 3)
     page.wait_for_function(NOTE, arg="Not recovered yet", timeout=30_000)
     before = page.locator(".jp-OutputArea .widget-html img").first.get_attribute("src")
     began = [seconds(page, lambda: button(page, "recover").press("Enter"), "() => getComputedStyle(document.querySelector('.jp-OutputArea .widget-hprogress')).visibility == 'visible'")]
@@ -202,7 +202,7 @@ def picture(box, tmp_path, name): box.screenshot(path=tmp_path/f"{name}.png")
 SHOWS = "([label, wanted]) => [...document.querySelectorAll('.jp-OutputArea .widget-vbox')].some(box => [...box.querySelectorAll('label')].some(l => l.innerText == label) && box.innerText.includes(wanted))"
 OTHER = "([box, said]) => box.innerText != said"
 
-def chosen(box): return box.evaluate("box => [...box.querySelectorAll('select')].map(one => one.options[one.selectedIndex]?.text)")
+def chosen(box): return box.evaluate("box => [...box.querySelectorAll('select')].map(one => one.options[one.selectedIndex]?.text.replaceAll('\\u00a0', ' '))")
 
 def choose(box, label, value): box.get_by_label(label, exact=True).select_option(value)
 
