@@ -145,7 +145,7 @@ def playground(browser, lab):
 def test_playground_in_jupyterlab(playground, tmp_path):
     page = playground; no_errors(page)
     image = page.locator(".jp-OutputArea .widget-html img").first
-    assert "recovered images" in image.get_attribute("alt")
+    assert "recovered images" in image.get_attribute("alt") and chosen(page.locator(".jp-OutputArea .widget-vbox").first) == ["one of each", "noise"]
     def back():                                                                          # through frames that are there
         before = image.get_attribute("src")
         return seconds(page, lambda: page.keyboard.press("ArrowLeft"), CHANGED, before)
@@ -163,7 +163,7 @@ def step_shown(page): return int(page.locator(SHOWN).first.inner_text().split()[
 
 def test_playground_obeys_while_it_runs(playground, tmp_path):
     page = playground
-    press(page, control(page, "steps"), "ArrowRight", 3)
+    press(page, control(page, "steps"), "Home"); press(page, control(page, "steps"), "ArrowRight", 3)
     page.wait_for_function(NOTE, arg="Not recovered yet", timeout=30_000)
     before = page.locator(".jp-OutputArea .widget-html img").first.get_attribute("src")
     began = [seconds(page, lambda: button(page, "recover").press("Enter"), "() => getComputedStyle(document.querySelector('.jp-OutputArea .widget-hprogress')).visibility == 'visible'")]
@@ -202,6 +202,8 @@ def picture(box, tmp_path, name): box.screenshot(path=tmp_path/f"{name}.png")
 SHOWS = "([label, wanted]) => [...document.querySelectorAll('.jp-OutputArea .widget-vbox')].some(box => [...box.querySelectorAll('label')].some(l => l.innerText == label) && box.innerText.includes(wanted))"
 OTHER = "([box, said]) => box.innerText != said"
 
+def chosen(box): return box.evaluate("box => [...box.querySelectorAll('select')].map(one => one.options[one.selectedIndex]?.text.replaceAll('\\u00a0', ' '))")
+
 def choose(box, label, value): box.get_by_label(label, exact=True).select_option(value)
 
 def test_statistics_follow_the_layer(beside, tmp_path):
@@ -237,6 +239,7 @@ def test_soft_label_follows_the_mixture(beside, tmp_path):
 
 def test_leaderboard_keeps_protocols_apart(beside, tmp_path):
     page, box = beside, widget(beside, "sort by")
+    assert chosen(box) == ["any"] * 5 + ["accuracy"]
     blocks = lambda: [[float(text.split()[0]) for text in one.locator("td:nth-child(2)").all_inner_texts()] for one in box.locator("tbody").all()]
     everything = blocks(); assert len(everything) > 5 and "never across" in box.inner_text()
     assert all(one == sorted(one, reverse=True) for one in everything) and sum(everything, []) != sorted(sum(everything, []), reverse=True)
