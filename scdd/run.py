@@ -558,16 +558,18 @@ def as_markdown(rows)->str:
 
 def chart(rows):
     "A grid or a comparison as bars, soft and hard labels beside each other, with the random subset as dotted lines."
-    from scdd.plot import figure, show
-    from scdd.train import KINDS, percent
-    made, axis = figure(max(4, 0.37 * len(rows)), 3.6)
-    for place, kind in enumerate(("soft", "hard")):
+    from scdd.plot import COLORS, figure, show
+    from scdd.train import percent
+    drawn, axis = figure(max(4, 0.37 * len(rows)), 3.6); lowest = 100
+    for place, (kind, line) in enumerate((("soft", "--"), ("hard", ":"))):
         found = [row[f"distilled_{kind}"] for row in rows]; at = [i + 0.4 * place for i in range(len(rows))]
-        axis.bar(at, [100 * one["mean"] for one in found], 0.4, yerr=[100 * (one["std"] or 0) for one in found], capsize=2, color=f"C{place}", label=f"{kind} labels")
-        axis.hlines([100 * row[f"random_{kind}"]["mean"] for row in rows], [x - 0.2 for x in at], [x + 0.2 for x in at], colors="black" if place else f"C{place}", linestyles=":" if place else "--", label=f"random, {kind} labels")
+        axis.bar(at, [100 * one["mean"] for one in found], 0.4, yerr=[100 * (one["std"] or 0) for one in found], capsize=2, color=COLORS[place], label=f"{kind} labels")
+        axis.hlines([100 * row[f"random_{kind}"]["mean"] for row in rows], [x - 0.3 for x in at], [x + 0.3 for x in at], colors="black", linestyles=line, label=f"random, {kind} labels")
+        lowest = min(lowest, *(100 * (one["mean"] - (one["std"] or 0)) for one in found))
     axis.set_xticks([i + 0.2 for i in range(len(rows))], [row["cell"] for row in rows], rotation=45, ha="right")
-    axis.set_ylabel("accuracy in %"); axis.legend(fontsize=7, ncol=2, loc="lower left")
-    return show(made, "Bars of the test accuracy in %, soft labels and hard labels: " + "; ".join(f"{row['cell']} {percent(row['distilled_soft'])} and {percent(row['distilled_hard'])}" for row in rows))
+    axis.set_ylabel("accuracy in %"); axis.set_ylim(bottom=max(0, 10 * (lowest // 10) - 10)); axis.grid(False, axis="x")
+    axis.legend(fontsize=7, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return show(drawn, "Bars of the test accuracy, soft labels and hard labels: " + "; ".join(f"{row['cell']} {percent(row['distilled_soft'])} and {percent(row['distilled_hard'])}" for row in rows))
 
 def write_table(folder, kind, recipe, seed, rows, command, report)->list:  # the rows
     "grid.json or compare.json with what made it, and the same as a page that needs nothing else."
