@@ -76,7 +76,7 @@ def lab(tmp_path_factory):
     "A JupyterLab with the notebooks in it, as its address."
     place, own = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("jupyter")
     shutil.copytree(ROOT/"nbs/experiments/results", place/"experiments/results"); (place/"practice").mkdir()
-    for name in ("40_playground", "40_side_by_side"):
+    for name in ("40_playground", "40b_side_by_side"):
         notebook = json.loads((ROOT/f"nbs/practice/{name}.ipynb").read_text(encoding="utf-8"))
         notebook["cells"] = [cell for cell in notebook["cells"] if "nbdev_export()" not in "".join(cell["source"])]
         (place/f"practice/{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
@@ -186,7 +186,7 @@ def test_playground_obeys_while_it_runs(playground, tmp_path):
 
 @pytest.fixture(scope="module")
 def beside(browser, lab):
-    page = opened(browser, lab, "40_side_by_side")
+    page = opened(browser, lab, "40b_side_by_side")
     with_control(page, "sort by").wait_for(timeout=600_000); idle(page)                  # the last one is there
     yield page
     page.close()
