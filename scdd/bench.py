@@ -118,15 +118,15 @@ def machine(sizes, device, **_)->list:
     images, channels, side = sizes.maps
     return [{"part": "machine", "what": f"the machine: a 3×3 convolution of {images}×{channels}×{side}×{side}, a product of {sizes.product}×{sizes.product}, a copy of {sizes.copied} MB", "rows": rows}]
 
-# %% ../nbs/practice/42_scale.ipynb #1e94652a
-COLUMNS = {"precision": ("precision", "{}"), "seconds": ("seconds", "{:.3f}"), "faster": ("faster", "{:.2f}×"), "rate": ("rate", "{:.1f}"), "unit": ("", "{}"), "floor": ("of the floor", "{:.0%}"),
-           "compiling": ("compiling", "{:.0f} s"), "augmenting": ("augmenting", "{:.0%}"), "loss": ("loss", "{:.3g}"), "images": ("images", "{:,}"), "many": ("50,000 images", "{:,.0f} s")}
+# %% ../nbs/practice/42_scale.ipynb #5fc465e7
+COLUMNS = {"precision": ("precision", str), "seconds": ("seconds", "{:.3f}".format), "faster": ("faster", "{:.2f}×".format), "rate": ("rate", "{:.1f}".format), "unit": ("", str), "floor": ("of the floor", lambda share: f"{100 * share:.0f} %"),
+           "compiling": ("compiling", "{:.0f} s".format), "augmenting": ("augmenting", lambda share: f"{100 * share:.0f} %"), "loss": ("loss", "{:.3g}".format), "images": ("images", str), "many": ("50 000 images", "{:.0f} s".format)}
 
 def table(found: dict)->str:
     "One table as text."
     if not found["rows"]: return f"{found['what']}: not measured: no data here"
     shown = [key for key in COLUMNS if any(row.get(key) is not None for row in found["rows"])]
-    cells = [["", *(COLUMNS[key][0] for key in shown)]] + [[row["way"], *(COLUMNS[key][1].format(row[key]) if row.get(key) is not None else "" for key in shown)] for row in found["rows"]]
+    cells = [["", *(COLUMNS[key][0] for key in shown)]] + [[row["way"], *(COLUMNS[key][1](row[key]) if row.get(key) is not None else "" for key in shown)] for row in found["rows"]]
     wide = [max(map(len, column)) for column in zip(*cells)]
     text = ["  ".join(cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, wide))).rstrip() for line in cells]
     return "\n".join([found["what"], *text])
@@ -234,7 +234,7 @@ def picture_of(found: dict, unit="s"):
     axis.barh(names[::-1], seconds[::-1]); axis.set(xlabel="seconds" if unit == "s" else "milliseconds"); axis.grid(False, axis="y")
     return show(drawn, alt=f"Bars, {found['what']}, in {unit}: " + ", ".join(f"{name} {value:.3g}" for name, value in zip(names, seconds)))
 
-# %% ../nbs/practice/42_scale.ipynb #2f84e3cd
+# %% ../nbs/practice/42_scale.ipynb #4493fdb4
 def made_pictures(folder: Path, images: int, side: int, classes=10)->Path:
     "A folder of class folders of made pictures, PNG up to 64 pixels and JPEG above."
     random, ending = generator("cpu", "bench", "pictures", side), "png" if side <= 64 else "jpg"
@@ -245,10 +245,8 @@ def made_pictures(folder: Path, images: int, side: int, classes=10)->Path:
         Image.fromarray(colours.permute(1, 2, 0).numpy()).save(place/f"{number:05}.{ending}")
     return folder
 
-def plain_loader(folder, transform, batch, shuffle=True, drop_last=False):
-    "Images opened and transformed one by one in worker processes, one for each core."
-    from torchvision.datasets import ImageFolder
-    pictures = ImageFolder(folder/"train", transform) if isinstance(folder, Path) else folder
+def plain_loader(pictures, batch, shuffle=True, drop_last=False):
+    "Images of a data set opened and transformed one by one in worker processes, one for each core."
     return torch.utils.data.DataLoader(pictures, batch, shuffle=shuffle, num_workers=workers(), drop_last=drop_last)
 
 def workers()->int:
@@ -278,14 +276,15 @@ def split_norm(layer: nn.BatchNorm2d, groups: int):
         return y.view(x.shape)
     layer.forward = forward
 
-# %% ../nbs/practice/42_scale.ipynb #f924fb27
+# %% ../nbs/practice/42_scale.ipynb #8cd98a54
 def plain_pretraining(folder, data, architecture, config, device)->dict:
     "An epoch as the public self-supervised scripts run it."
+    from torchvision.datasets import ImageFolder
     config = replace(config, precision="float32", key_bn="plain"); parts = assemble(data, architecture, config, 0).to(device)
     if config.method == "mocov2":
         for _, layer in bn_layers(parts): split_norm(layer, config.bn_splits)
     optimizer, losses, images = optimizer_for(parts, config), [], 0
-    for step, (pair, labels) in enumerate(plain_loader(folder, plain_views(data, config.method), config.batch, drop_last=True)):
+    for step, (pair, labels) in enumerate(plain_loader(ImageFolder(folder/"train", plain_views(data, config.method)), config.batch, drop_last=True)):
         loss = METHODS[config.method].step(parts, [view.to(device) for view in pair], labels, config, Moment(0, step, None))
         optimizer.zero_grad(); loss.backward(); optimizer.step()
         if "ema" in parts:
@@ -298,37 +297,39 @@ def our_pretraining(data, architecture, config, precision, device)->dict:
     network = pretrain(data, architecture, replace(config, precision=precision), device=device)
     return {"loss": network.about["curve"][-1]["loss"], "images": len(data) // config.batch * config.batch}
 
-# %% ../nbs/practice/42_scale.ipynb #97962416
+# %% ../nbs/practice/42_scale.ipynb #9faed208
 def our_views(data, config, device)->dict:
     "All views of an epoch, made as `pretrain` makes them, and nothing else."
     images, random = to_device(data, device)[0], generator(device, "bench", "views")
     for rows in batches(len(data), config.batch, random, drop_last=True): made = make_views(images[rows], data.name, config, random)
-    return {"loss": float(made[0].mean())}  # read back: a GPU is done by then
+    return {"mean": float(made[0].mean())}  # read back: a GPU is done by then
 
 def pretraining_epoch(method, width, images, batch, repeats, device, scratch)->dict:
     "One method at one width: the plain loop and ours."
     folder = scratch/f"pretraining-{images}"
     data = load(str(folder if folder.is_dir() else made_pictures(folder, images, 32)), cache=scratch/"cache")
     config = fitted(replace(Pretrain(method=method, epochs=1, batch=batch, measure_every=0), **METHOD_VALUES[method]), images)
-    architecture, views = Architecture(width=width), race({"views": lambda: timed(our_views, data, config, device)}, repeats)[0]["seconds"]
+    architecture = Architecture(width=width)
     ways = {"the plain loop": lambda: {"precision": "float32", **timed(plain_pretraining, folder, data, architecture, config, device)}}
     for precision in precisions(device): ways[ours("", precision)] = lambda precision=precision: {"precision": meant(precision, device), **timed(our_pretraining, data, architecture, config, precision, device)}
-    rows = compared(race(ways, repeats))
-    for row in rows: row |= {"many": 50_000 * row["seconds"] / row["images"], "augmenting": views / row["seconds"] if row is not rows[0] else None}
-    return {"part": "pretraining", "what": f"an epoch of {method}, ResNet-18 (width {width}), two views of {images:,} images of 32×32, batch {batch}", "method": method, "width": width, "rows": rows}
+    *rows, views = race(ways | {"our views alone": lambda: timed(our_views, data, config, device)}, repeats)
+    for row in compared(rows): row["many"] = 50_000 * row["seconds"] / row["images"]
+    for row in rows[1:]: row["augmenting"] = views["seconds"] / row["seconds"]
+    return {"part": "pretraining", "what": f"an epoch of {method}, ResNet-18 (width {width}), two views of {images:,} images of 32×32, batch {batch}", "method": method, "width": width, "rows": [*rows, views]}
 
 def pretraining(sizes, device, scratch, **_)->list:
     "Epochs of self-supervised pretraining."
     return [pretraining_epoch(*one, sizes.repeats, device, scratch) for one in sizes.pretraining]
 
-# %% ../nbs/practice/42_scale.ipynb #ffbce45c
+# %% ../nbs/practice/42_scale.ipynb #9cdba2b5
 def plain_student(folder, data, architecture, config, teacher, device)->dict:
     "An epoch as the public post-training scripts run it, with the teacher in the loop."
     from torchvision import transforms as t
+    from torchvision.datasets import ImageFolder
     network = build(architecture, data, 0).to(device).train(); losses, images = [], 0
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     crop = t.Compose([t.RandomCrop(data.size, config.crop_padding), t.RandomHorizontalFlip(), t.ToTensor()])
-    for pictures, labels in plain_loader(folder, crop, config.batch):
+    for pictures, labels in plain_loader(ImageFolder(folder/"train", crop), config.batch):
         weight, pictures = np.random.beta(config.mix_alpha, config.mix_alpha), pictures.to(device)
         mixed = weight * pictures + (1 - weight) * pictures[torch.randperm(len(pictures))]
         with torch.no_grad(): said = teacher(mixed)
@@ -356,11 +357,11 @@ def student_epoch(width, images, repeats, device, scratch)->dict:
     for row in rows: row["many"] = 50_000 * row["seconds"] / row["images"]
     return {"part": "student", "what": f"an epoch of a student, ResNet-18 (width {width}), its teacher in the loop, {images:,} images of 32×32, batch {config.batch}", "width": width, "rows": rows}
 
-# %% ../nbs/practice/42_scale.ipynb #81d77645
+# %% ../nbs/practice/42_scale.ipynb #62f889f5
 def plain_pixels(pictures, count, limit)->dict:
     "Go through the images of a data set as a loader decodes them; where there are more than `limit`, every so-manieth, and the seconds are scaled up."
     some = torch.utils.data.Subset(pictures, range(0, count, -(-count // limit)))
-    found = timed(lambda: {"sum": sum(int(pixels.sum()) for pixels, _ in plain_loader(some, None, 256, shuffle=False)), "decoded": len(some)})
+    found = timed(lambda: {"sum": sum(int(pixels.sum()) for pixels, _ in plain_loader(some, 256, shuffle=False)), "decoded": len(some)})
     return found | {"seconds": found["seconds"] * count / len(some), "images": count}
 
 def every_byte(*words, **more)->dict:
@@ -381,9 +382,9 @@ def loading_again(what, name, root, cache, sizes)->dict:
 
 def loading(sizes, device, root, scratch, **_)->list:
     "Made pictures, and the data sets of a folder of yours, where it has them."
-    made = [(f"made pictures of {side}×{side}", str(made_pictures(scratch/f"loading-{side}", images, side)), None, scratch/"cache", sizes) for images, side in sizes.pictures]
-    known = [(name, name, root, None, sizes) for name in ("cifar100", "tiny-imagenet")]
-    return [loading_again(*one) if one[1] not in ("cifar100", "tiny-imagenet") or available(one[1], root) else {"part": "loading", "what": f"loading {one[0]} again", "rows": []} for one in made + known]
+    tables = [loading_again(f"made pictures of {side}×{side}", str(made_pictures(scratch/f"loading-{side}", images, side)), None, scratch/"cache", sizes) for images, side in sizes.pictures]
+    for name in "cifar100", "tiny-imagenet": tables.append(loading_again(name, name, root, None, sizes) if available(name, root) else {"part": "loading", "what": f"loading {name} again", "rows": []})
+    return tables
 
 # %% ../nbs/practice/42_scale.ipynb #205609f1
 def startup(sizes, **_)->list:
