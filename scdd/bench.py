@@ -63,7 +63,7 @@ def timed(run, *words, **more)->dict:
     found = run(*words, **more)
     return {"seconds": time.perf_counter() - began, **(found if isinstance(found, dict) else {})}
 
-# %% ../nbs/practice/42_scale.ipynb #2b193ebe
+# %% ../nbs/practice/42_scale.ipynb #746d8123
 @dataclass(frozen=True)
 class Sizes:
     "How much of each thing is measured."
@@ -71,9 +71,9 @@ class Sizes:
     product: int = 2048  # rows and columns of the matrices
     maps: tuple = (64, 128, 32)  # images, channels and side of the large convolution
     copied: int = 256  # MB of the memory copy
-    recovery: tuple = (64, 100, 32, 8)  # width, images, their side, steps of each way
-    pretraining: tuple = (("mocov2", 16, 2000, 200), ("mocov2", 64, 384, 128), ("simclr", 16, 1000, 200))  # method, width, images, batch
-    student: tuple = ((16, 1000), (64, 256))  # width, images
+    recovery: tuple = (64, 100, 32, 6)  # width, images, their side, steps of each way
+    pretraining: tuple = (("mocov2", 16, 2000, 200), ("mocov2", 64, 256, 128), ("simclr", 16, 1000, 200))  # method, width, images, batch
+    student: tuple = ((16, 1000), (64, 192))  # width, images
     pictures: tuple = ((2000, 32), (200, 224))  # how many are made for loading, and their side
     decoded: int = 10_000  # images of a data set that the plain loop decodes; what there is more is extrapolated
     starts: int = 5  # processes of each kind
