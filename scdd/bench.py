@@ -207,7 +207,7 @@ def floor(network, images, precision="auto", repeats=3):
         total += clock.seconds(1)
     return total
 
-# %% ../nbs/practice/42_scale.ipynb #91afccca
+# %% ../nbs/practice/42_scale.ipynb #8240c939
 def recovery(sizes, device, **_)->list:
     "A recovery step: the public way, ours eager and compiled, and the convolutions alone, each against the convolutions of its own precision."
     width, images, size, steps = sizes.recovery
@@ -220,11 +220,11 @@ def recovery(sizes, device, **_)->list:
         if sizes.compile and can_compile():
             seconds, first = run(compile=True)
             rows.append({"way": ours(", compiled", precision), **of, "seconds": seconds, "compiling": first})
-    rows += [{"way": "convolutions alone", "precision": precision, "seconds": seconds} for precision, seconds in lowest.items()]
+    for precision, seconds in lowest.items(): rows.append({"way": "convolutions alone" + ("" if precision == meant("auto", device) else f", {precision}"), "precision": precision, "seconds": seconds})
     for row in rows: row["floor"] = lowest[row["precision"]] / row["seconds"]
     return [{"part": "recovery", "what": f"a recovery step of ResNet-18 (width {width}), {images} images of {size}×{size}, BatchNorm loss included", "rows": compared(rows)}]
 
-# %% ../nbs/practice/42_scale.ipynb #3102a1d4
+# %% ../nbs/practice/42_scale.ipynb #5fdbc894
 def picture_of(found: dict, unit="s"):
     "Bars of the seconds of a table, the way that the others are compared with at the top."
     from scdd.plot import figure, show
@@ -232,7 +232,7 @@ def picture_of(found: dict, unit="s"):
     seconds = [scale * row["seconds"] for row in found["rows"]]
     drawn, axis = figure(6, 0.8 + 0.3 * len(names))
     axis.barh(names[::-1], seconds[::-1]); axis.set(xlabel="seconds" if unit == "s" else "milliseconds"); axis.grid(False, axis="y")
-    return show(drawn, alt=f"Bars, {found['what']}, in {unit}: " + ", ".join(f"{name} {value:.3g}" for name, value in zip(names, seconds)))
+    return show(drawn, alt=f"Bars, {found['what']}, in {unit}: " + "; ".join(f"{name} {value:.3g}" for name, value in zip(names, seconds)))
 
 # %% ../nbs/practice/42_scale.ipynb #4493fdb4
 def made_pictures(folder: Path, images: int, side: int, classes=10)->Path:
