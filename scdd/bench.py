@@ -207,12 +207,12 @@ def floor(network, images, precision="auto", repeats=3):
         total += clock.seconds(1)
     return total
 
-# %% ../nbs/practice/42_scale.ipynb #3f453bd4
+# %% ../nbs/practice/42_scale.ipynb #60b3c15f
 def our_turns(network, images, labels, steps, precision, compile):
     "A function that runs our loop once more each time; compiling happens here, once."
     of = {"precision": meant(precision, images.device)}
     if not compile: return lambda: {**of, "seconds": our_way(network, images, labels, steps, precision)[0]}
-    read = compiled(network, images.device, precision)
+    read = compiled(network.requires_grad_(False), images.device, precision)
     of["compiling"] = our_way(network, images, labels, 1, precision, read=read)[1]
     return lambda: {**of, "seconds": our_way(network, images, labels, steps, precision, read=read)[0]}
 
@@ -305,7 +305,7 @@ def our_pretraining(data, architecture, config, precision, device)->dict:
     network = pretrain(data, architecture, replace(config, precision=precision), device=device)
     return {"loss": network.about["curve"][-1]["loss"], "images": len(data) // config.batch * config.batch}
 
-# %% ../nbs/practice/42_scale.ipynb #9faed208
+# %% ../nbs/practice/42_scale.ipynb #45369d18
 def our_views(data, config, device)->dict:
     "All views of an epoch, made as `pretrain` makes them, and nothing else."
     images, random = to_device(data, device)[0], generator(device, "bench", "views")
@@ -325,11 +325,11 @@ def pretraining_epoch(method, width, images, batch, repeats, device, scratch)->d
     for row in rows[1:]: row["augmenting"] = views["seconds"] / row["seconds"]
     return {"part": "pretraining", "what": f"an epoch of {method}, ResNet-18 (width {width}), two views of {images:,} images of 32×32, batch {batch}", "method": method, "width": width, "rows": [*rows, views]}
 
-def pretraining(sizes, device, scratch, **_)->list:
-    "Epochs of self-supervised pretraining."
-    return [pretraining_epoch(*one, sizes.repeats, device, scratch) for one in sizes.pretraining]
+def pretraining(sizes, device, scratch, **_):
+    "Epochs of self-supervised pretraining, one table after the other."
+    for one in sizes.pretraining: yield pretraining_epoch(*one, sizes.repeats, device, scratch)
 
-# %% ../nbs/practice/42_scale.ipynb #9cdba2b5
+# %% ../nbs/practice/42_scale.ipynb #3c516b33
 def plain_student(folder, data, architecture, config, teacher, device)->dict:
     "An epoch as the public post-training scripts run it, with the teacher in the loop."
     from torchvision import transforms as t
@@ -351,9 +351,9 @@ def our_student(data, architecture, config, teacher, precision, device)->dict:
     student = train_student(data, architecture, replace(config, precision=precision), device=device, teacher=teacher)
     return {"loss": student.curve[-1]["loss"], "images": len(data)}
 
-def student(sizes, device, scratch, **_)->list:
-    "Epochs of a student with its teacher in the loop."
-    return [student_epoch(*one, sizes.repeats, device, scratch) for one in sizes.student]
+def student(sizes, device, scratch, **_):
+    "Epochs of a student with its teacher in the loop, one table after the other."
+    for one in sizes.student: yield student_epoch(*one, sizes.repeats, device, scratch)
 
 def student_epoch(width, images, repeats, device, scratch)->dict:
     "One width: the plain loop and ours."
@@ -365,7 +365,7 @@ def student_epoch(width, images, repeats, device, scratch)->dict:
     for row in rows: row["many"] = 50_000 * row["seconds"] / row["images"]
     return {"part": "student", "what": f"an epoch of a student, ResNet-18 (width {width}), its teacher in the loop, {images:,} images of 32×32, batch {config.batch}", "width": width, "rows": rows}
 
-# %% ../nbs/practice/42_scale.ipynb #62f889f5
+# %% ../nbs/practice/42_scale.ipynb #74a15ddc
 def plain_pixels(pictures, count, limit)->dict:
     "Go through the images of a data set as a loader decodes them; where there are more than `limit`, every so-manieth, and the seconds are scaled up."
     some = torch.utils.data.Subset(pictures, range(0, count, -(-count // limit)))
@@ -388,11 +388,10 @@ def loading_again(what, name, root, cache, sizes)->dict:
     decoded = rows[0]["decoded"]
     return {"part": "loading", "what": f"loading {what} again, {count:,} images" + (f"; the plain loop decoded {decoded:,} of them, and its seconds are scaled up" if decoded < count else ""), "rows": compared(rows)}
 
-def loading(sizes, device, root, scratch, **_)->list:
+def loading(sizes, root, scratch, **_):
     "Made pictures, and the data sets of a folder of yours, where it has them."
-    tables = [loading_again(f"made pictures of {side}×{side}", str(made_pictures(scratch/f"loading-{side}", images, side)), None, scratch/"cache", sizes) for images, side in sizes.pictures]
-    for name in "cifar100", "tiny-imagenet": tables.append(loading_again(name, name, root, None, sizes) if available(name, root) else {"part": "loading", "what": f"loading {name} again", "rows": []})
-    return tables
+    for images, side in sizes.pictures: yield loading_again(f"made pictures of {side}×{side}", str(made_pictures(scratch/f"loading-{side}", images, side)), None, scratch/"cache", sizes)
+    for name in "cifar100", "tiny-imagenet": yield loading_again(name, name, root, None, sizes) if available(name, root) else {"part": "loading", "what": f"loading {name} again", "rows": []}
 
 # %% ../nbs/practice/42_scale.ipynb #205609f1
 def startup(sizes, **_)->list:
@@ -403,7 +402,7 @@ def startup(sizes, **_)->list:
     def run(words): return timed(lambda: subprocess.run([sys.executable, *words], env=where, stdout=subprocess.DEVNULL, check=True) and None)
     return [{"part": "startup", "what": "fresh processes", "rows": race({name: functools.partial(run, typed) for name, typed in words.items()}, sizes.starts)}]
 
-# %% ../nbs/practice/42_scale.ipynb #9b838ce0
+# %% ../nbs/practice/42_scale.ipynb #8f930082
 PARTS = {"machine": machine, "recovery": recovery, "pretraining": pretraining, "student": student, "loading": loading, "startup": startup}
 
 def bench(only=(),        # names of PARTS; all of them where none is given
@@ -422,10 +421,10 @@ def bench(only=(),        # names of PARTS; all of them where none is given
     found = {"tables": tables, "sizes": asdict(sizes), "threads": torch.get_num_threads(), "code": code_hash("scdd.bench"), **provenance(device)}
     with tempfile.TemporaryDirectory() as scratch:
         for name in only or PARTS:
-            made = PARTS[name](sizes=sizes, device=device, root=data, scratch=Path(scratch))
-            for one in made: say(table(one) + "\n")
-            tables += made; found["seconds"] = time.monotonic() - began
-            if out: write_json(out, found)  # after each part, so that a run that is stopped leaves what it has
+            for one in PARTS[name](sizes=sizes, device=device, root=data, scratch=Path(scratch)):
+                tables.append(one); found["seconds"] = time.monotonic() - began
+                if out: write_json(out, found)  # after each table, so that a run that is stopped leaves what it has
+                say(table(one) + "\n")
     say(conditions(found))
     return found
 

@@ -92,3 +92,9 @@ def test_command_line_chooses_parts(capsys, monkeypatch):
 
 def test_an_unknown_part_is_refused_in_python_too():
     with pytest.raises(UserError, match="there is no such part"): bench.bench(["loadin"])
+
+def test_the_compiled_steps_take_turns_too():
+    if not bench.can_compile(): pytest.skip("no compiler on this machine")
+    one, = bench.recovery(replace(TINY, compile=True, repeats=2), bench.pick("cpu"))
+    row = next(row for row in one["rows"] if row["way"] == "ours, compiled")
+    assert row["compiling"] > row["seconds"] > 0 and set(row) >= {"precision", "faster", "floor"}
