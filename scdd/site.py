@@ -293,9 +293,10 @@ def results()->str:
     rows = []
     for path in sorted((root()/"nbs"/"experiments"/"results").glob("*.json")):
         found = read_json(path); code = found.get("code") or {}
+        if "code" not in found: continue                                # seconds of the lessons: no figure of an experiment
         if isinstance(code, str): changed = [] if code in [code_hash(module) for module in ("scdd.bench", "scdd.peers.trajectories")] else ["scdd.bench or scdd.peers.trajectories"]
         else: changed = [name.removeprefix("scdd.") for name, digits in code.items() if not importlib.util.find_spec(name) or module_hashes(name)[name] != digits]
-        rows.append(f"{path.stem}\n    {found.get('command', found.get('what', found.get('about', '')))}\n    commit {found.get('commit')}, {found.get('date', 'no day')}; " + (f"changed since: {', '.join(changed)}" if changed else "from the code as it stands"))
+        rows.append(f"{path.stem}\n    {found.get('command') or found.get('what') or f'scdd {path.stem}'}\n    commit {found.get('commit')}, {found.get('date', 'no day')}; " + (f"changed since: {', '.join(changed)}" if changed else "from the code as it stands"))
     return "\n".join(rows)
 
 # %% ../nbs/practice/45_site.ipynb #6fdcbdc0
