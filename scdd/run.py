@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass,
 from pathlib import Path
 from typing import Annotated, Optional
 from .files import UserError, nearest, read_json, remove, write_json, writing
-from .recipes import RECIPES, TEXTS, Peer, Recipe, check, comments, difference, find_recipe, flatten, from_dict, grid_recipes, override, recovering, with_method
+from .recipes import DIGIT_VALUES, METHOD_VALUES, RECIPES, TEXTS, Peer, Recipe, check, comments, difference, find_recipe, flatten, from_dict, grid_recipes, override, recovering, with_method
 from .peers.compare import DECOUPLED, PEERS, about_peers, check_method
 
 # %% ../nbs/pipeline/11_run.ipynb #43791ad7
@@ -796,9 +796,14 @@ def axes_of(words: list,  # what was typed after `scdd sweep`: RECIPE OPTION VAL
         if word in known: name = word; axes[name] = []
         elif name is None: raise UserError(f"{word}: there is no such option{nearest(word, known)}; give an option and its values, such as recover.r_bn 0 1 10")
         else: axes[name].append(flatten(parse("run", [words[0], f"--{name}", *word.split(",")])[0])[name])
+    fixed = [word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--")]
     for name, values in axes.items():
         if not values: raise UserError(f"{name}: which values? give one or more, such as {name} {flatten(find_recipe(words[0]))[name]}")
-        if f"--{name}" in rest: raise UserError(f"--{name}: is swept over already; leave it out")
+        if name in fixed: raise UserError(f"--{name}: is swept over already; leave it out")
+    tables = (METHOD_VALUES, DIGIT_VALUES) if find_recipe(words[0]).data.name == "digits" else (METHOD_VALUES,)
+    own = {f"pretrain.{field}" for table in tables for values in table.values() for field in values}
+    for name in fixed if "pretrain.method" in axes else ():
+        if name in own: raise UserError(f"--{name}: each method that is swept over brings its own; give {name} and its values as another option of the sweep")
     return {name: tuple(values) for name, values in axes.items()}, rest
 
 # %% ../nbs/pipeline/11_run.ipynb #5c6877a7

@@ -2,7 +2,7 @@
 import subprocess, sys
 import pytest
 from scdd.recipes import RECIPES, fields, flatten, is_dataclass
-from scdd.run import main, parse
+from scdd.run import axes_of, main, parse
 
 def scdd(*words, **keywords): return subprocess.run([sys.executable, "-m", "scdd", *words], capture_output=True, text=True, **keywords)
 
@@ -67,6 +67,8 @@ def test_recipes_are_listed(capsys):
     (["sweep", "digits", "recover.r_bn", "much"], "--recover.r_bn: must be a number, not 'much'"),
     (["sweep", "digits", "recover.ipc", "0", "1"], "--recover.ipc 0: must be at least 1"),
     (["sweep", "digits", "recover.r_bn", "1", "--recover.r_bn", "2"], "--recover.r_bn: is swept over already; leave it out"),
+    (["sweep", "digits", "recover.r_bn", "1", "--recover.r-bn=2"], "--recover.r_bn: is swept over already; leave it out"),
+    (["sweep", "digits", "pretrain.method", "simclr", "dino", "--pretrain.temperature", "0.2"], "--pretrain.temperature: each method that is swept over brings its own"),
     (["compare", "digits", "--methods", "dmm"], "dmm: there is no such method; did you mean 'dm'?"),
 ])
 def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):
@@ -92,3 +94,7 @@ def test_interruption_is_one_line(monkeypatch, capsys):
 
 def test_show_of_no_run(tmp_path, capsys):
     assert main(["show", str(tmp_path)]) == 2 and "is no run folder" in capsys.readouterr().err
+
+def test_a_sweep_over_methods_keeps_what_no_method_brings():
+    words = ["cifar100-mini", "pretrain.method", "simclr", "dino", "--pretrain.learning_rate", "0.02"]
+    assert axes_of(words) == ({"pretrain.method": ("simclr", "dino")}, ["cifar100-mini", "--pretrain.learning_rate", "0.02"])
