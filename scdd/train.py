@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'STYLE', 'make_optimizer', 'learning_rate', 'hard_loss', 'finite', 'state', 'restore', 'own_labels',
-           'check_labels', 'Student', 'train_student', 'summary', 'evaluate', 'describe_students', 'curve_picture',
-           'train_full', 'git_commit', 'commit', 'version', 'provenance', 'Report', 'percent', 'size', 'duration',
-           'contact_sheet', 'accuracy_picture', 'table', 'picture', 'protocol', 'lead', 'page']
+           'check_labels', 'Student', 'train_student', 'summary', 'evaluate', 'recorded', 'record', 'summed_up',
+           'describe_students', 'curve_picture', 'train_full', 'git_commit', 'commit', 'version', 'provenance',
+           'Report', 'percent', 'size', 'duration', 'contact_sheet', 'accuracy_picture', 'table', 'picture', 'protocol',
+           'lead', 'page']
 
 # %% ../nbs/pipeline/09_train.ipynb #40da4414
 import html, importlib.metadata, importlib.util, json, math, os, platform, statistics, subprocess, time
@@ -20,6 +21,7 @@ from .augment import mix_labels
 from .device import autocast, pick
 from .files import Checkpoint, UserError, progress, read_json, write_json, writing
 from .models import build
+from .processes import from_first, mine, rank, ranks, together
 from .plot import as_pixels, bars, figure, show
 from .recipes import Architecture, Pretrain, Relabel, Train
 from .relabel import SoftLabels, choose_precision, fingerprint, labelled, pixels, replayed, soft_loss
@@ -149,24 +151,36 @@ def evaluate(sets,            # one set, or a function from a seed to a set
              teacher=None,    # network, SoftLabels or None, as for `train_student`
              relabel: Relabel=Relabel(),
              test=None,       # ImageData
-             folder=None,     # students.json and a checkpoint are kept here; finished students are not trained again
+             folder=None,     # a file for each student and checkpoints are kept here; finished students are not trained again
              title="students",
             )->dict:          # mean, std, n, values (fractions); curves and seconds of the students
-    "Train n students, and say how good they are on the test set."
+    "Train n students, and say how good they are on the test set; of several processes each trains some."
     if config.sets == "each" and not callable(sets): raise UserError(f"train.sets each: {title} have one set only; use train.sets one")
     if config.sets == "each" and isinstance(teacher, SoftLabels): raise UserError("train.sets each: stored labels belong to one set; use relabel.store False")
     if config.sets == "one" and callable(sets): sets = sets(1000 * seed)
     origin = describe_students(sets, architecture, config, seed, teacher, relabel, test)
-    done, path = [], Path(folder)/"students.json" if folder else None
-    if path and path.exists():
-        found = read_json(path); done = found["students"]
-        if found["origin"] != origin: raise UserError(f"{path}: these students were trained with other settings; give another folder or delete this one")
-    for i in range(len(done), config.students):
+    def train_one(i):
         own = 1000 * seed + i; images_set = sets(own) if config.sets == "each" else sets
-        student = train_student(images_set, architecture, config, own, device, teacher, relabel, test, Path(folder)/"checkpoint" if folder else None, f"{title} {i + 1} of {config.students}")
-        done.append({"seed": own, "accuracy": student.accuracy, "seconds": student.seconds, "curve": student.curve})
-        if path: write_json(path, {"origin": origin, "students": done})
-    done = done[:config.students]
+        student = train_student(images_set, architecture, config, own, device, teacher, relabel, test, Path(folder)/f"checkpoint_{i}" if folder else None, f"{title} {i + 1} of {config.students}")
+        return {"seed": own, "accuracy": student.accuracy, "seconds": student.seconds, "curve": student.curve}
+    done = together({i: recorded(folder, i, origin) or record(folder, i, origin, train_one(i)) for i in mine(range(config.students))})
+    return summed_up([done[i] for i in range(config.students)])
+
+def recorded(folder, i: int, origin: dict)->dict:
+    "What is known of student i, if it was trained with these settings before."
+    path = Path(folder)/f"student-{i}.json" if folder else None
+    if not path or not path.exists(): return None
+    found = read_json(path)
+    if found["origin"] != origin: raise UserError(f"{path}: this student was trained with other settings; give another folder or delete this one")
+    return found["student"]
+
+def record(folder, i: int, origin: dict, student: dict)->dict:
+    "Keep it in a file, where there is a folder."
+    if folder: write_json(Path(folder)/f"student-{i}.json", {"origin": origin, "student": student})
+    return student
+
+def summed_up(done: list)->dict:
+    "Accuracies, curves and seconds of some students."
     return summary([one["accuracy"] for one in done]) | {"curves": [one["curve"] for one in done], "seconds": sum(one["seconds"] for one in done)}
 
 # %% ../nbs/pipeline/09_train.ipynb #51f35430
@@ -208,17 +222,15 @@ def train_full(data,                # ImageData: the whole training set
     "What the same student reaches on all the real images: the ceiling."
     from scdd.pretrain import pretrain
     origin = {"data": data.fingerprint, "architecture": asdict(architecture), "pretrain": asdict(config), "seed": seed, "test": test.fingerprint}
-    path = Path(folder)/"students.json" if folder else None
-    found = read_json(path) if path and path.exists() else {"origin": origin, "students": []}
-    if found["origin"] != origin: raise UserError(f"{path}: this network was trained with other settings; give another folder or delete this one")
-    done = found["students"]
-    for i in range(len(done), students):
+    def train_one(i):
         started = time.monotonic()
         network = pretrain(data, architecture, config, 1000 * seed + i, device, checkpoint=Path(folder)/f"checkpoint_{i}" if folder else None)
-        done.append({"seed": 1000 * seed + i, "accuracy": accuracy(network, test, pick(device), precision=config.precision), "seconds": time.monotonic() - started, "curve": network.about.get("curve", [])})
-        if path: write_json(path, found)
-    done = done[:students]
-    return summary([one["accuracy"] for one in done]) | {"curves": [one["curve"] for one in done], "seconds": sum(one["seconds"] for one in done)}
+        return {"seed": 1000 * seed + i, "accuracy": accuracy(network, test, pick(device), precision=config.precision), "seconds": time.monotonic() - started, "curve": network.about.get("curve", [])}
+    done = []
+    for i in range(students):
+        known = from_first(recorded(folder, i, origin))
+        done.append(known or record(folder if rank() == 0 else None, i, origin, train_one(i)))
+    return summed_up(done)
 
 # %% ../nbs/pipeline/09_train.ipynb #a4ede0d9
 def git_commit(folder)->str|None:
@@ -249,6 +261,7 @@ def provenance(device="auto")->dict:
     "With what code, on what device and with what versions a number was made."
     device = pick(device); cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads"
+    if ranks() > 1: name += f", {ranks()} processes"
     versions = {package: version(package) for package in ("scdd", "torch", "torchvision", "timm", "numpy", "scikit-learn")}
     return {"commit": commit(), "device": f"{device} ({name})", "versions": {"python": platform.python_version(), **versions, "platform": platform.platform(), "cores": cores}}
 

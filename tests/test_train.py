@@ -87,8 +87,8 @@ def test_evaluate_keeps_finished_students(few, test_data, tmp_path, monkeypatch)
     calls = []; monkeypatch.setattr(module, "train_student", lambda *a: calls.append(a[3]) or train_student(*a))
     both = evaluate(few, SMALL, replace(HARD, students=2), 0, "cpu", test=test_data, folder=tmp_path)
     assert calls == [1] and both["values"][0] == first["values"][0] and both["n"] == 2 and both["std"] is not None and len(both["curves"]) == 2
-    assert len(read_json(tmp_path/"students.json")["students"]) == 2
-    with pytest.raises(UserError, match="students.json.*other settings"): evaluate(few, SMALL, replace(HARD, epochs=2), 0, "cpu", test=test_data, folder=tmp_path)
+    assert len(list(tmp_path.glob("student-*.json"))) == 2
+    with pytest.raises(UserError, match="student-0.json.*other settings"): evaluate(few, SMALL, replace(HARD, epochs=2), 0, "cpu", test=test_data, folder=tmp_path)
 
 def test_evaluate_on_a_set_each(test_data):
     seeds = []; draw = lambda seed: seeds.append(seed) or random_subset(load("digits"), 2, seed)

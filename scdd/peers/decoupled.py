@@ -30,7 +30,7 @@ from ..models import Network, bn_layers, build, load_network, save_network
 from .coresets import as_set, check_ipc, class_indices
 from ..pretrain import fitted, follower, pretrain, update_ema
 from ..recipes import PROTOCOLS, RECIPES, Architecture, Pretrain, Recover, Relabel, Train
-from ..recover import arrange, check_finite, check_fit, finished_batch, first_images, frozen, losses_of, low_loss_patches, made_with, recover, resume_batch, thin, to_bytes, view
+from ..recover import arrange, check_finite, check_fit, first_images, frozen, in_batches, losses_of, low_loss_patches, made_with, recover, resume_batch, thin, to_bytes, view
 from ..relabel import choose_precision, labelled, pixels, soft_loss
 from ..train import Student, finite, hard_loss, learning_rate, make_optimizer, own_labels
 
@@ -372,26 +372,13 @@ def synthesise_batch(sources: list, start, labels, config, key, store, about, ba
 def synthesise(networks: list, data, config, seed=0, device="auto", checkpoint=None, on_step=None):  # SyntheticSet
     "Recovery with the ingredients of this chapter: batch by batch, resumable as in chapter 7."
     for network in networks: check_fit(network, data, config.recover)
-    device, began, count = pick(device), time.monotonic(), len(data.classes) * config.recover.ipc
+    device, began = pick(device), time.monotonic()
     about = json.loads(json.dumps({"networks": [made_with(one, data, config.recover, seed) for one in networks], "config": asdict(config)}))
     sources = [source_of(networks[0], data, config, device)]
     sources += [source_of(one, data, config, device, sources[0].network) for one in networks[1:]]
-    labels, start = torch.arange(len(data.classes)).repeat_interleave(config.recover.ipc), first_images(sources[0].network, data, config.recover, seed, device)
-    kept, curves, groups = [None] * count, [], arrange(len(data.classes), config.recover, seed)
-    bar = progress(None, "recover", total=len(groups) * config.recover.steps)
-    for number, group in enumerate(groups):
-        done, key = finished_batch(checkpoint, number, about), (seed, "recover", number)
-        if done is None:
-            shape = (len(group), data.channels, data.size, data.size)
-            images = torch.randn(shape, generator=generator(device, *key, "noise"), device=device) if start is None else sources[0].network.normalize(to_float(start[group].to(device)))
-            images, curve = synthesise_batch(sources, images, labels[group].to(device), config, key, Checkpoint(checkpoint), about | {"batch": number}, bar, on_step)
-            done = to_bytes(images, config.recover.rounding), curve.cpu()
-            if checkpoint: write_tensors(Path(checkpoint)/f"batch-{number:05d}.safetensors", {"pixels": done[0], "curve": done[1]}, {"about": json.dumps(about)})
-        else: bar.update(config.recover.steps)
-        for place, image in zip(group.tolist(), done[0]): kept[place] = image
-        curves.append(done[1])
-    bar.close()
-    return as_set(torch.stack(kept), labels, data, {"seconds": time.monotonic() - began, "curve": thin(torch.stack(curves).mean(0))})
+    def batch(start, labels, key, store, about, bar): return synthesise_batch(sources, start, labels, config, key, store, about, bar, on_step)
+    images, labels, curve, _ = in_batches(sources[0].network, data, config.recover, seed, device, about, batch, checkpoint)
+    return as_set(torch.from_numpy(images), torch.from_numpy(labels), data, {"seconds": time.monotonic() - began, "curve": thin(curve)})
 
 # %% ../../nbs/peers/24_decoupled.ipynb #7e65a25c
 @dataclass(frozen=True)
