@@ -7,7 +7,7 @@ __all__ = ['ALONE', 'rank', 'ranks', 'connect', 'mine', 'everyone', 'from_first'
            'share', 'joined', 'average', 'synced_norm', 'synced', 'agree', 'divisible']
 
 # %% ../nbs/pipeline/00_processes.ipynb #8c40a004
-import contextlib, os, sys
+import contextlib, os
 from datetime import timedelta
 import torch
 from torch import nn

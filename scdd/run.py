@@ -327,8 +327,8 @@ def make_recover(work, folder, kept):
 
 # %% ../nbs/pipeline/11_run.ipynb #494f125f
 def splits(peer)->bool:
-    "Whether a method hands out its work to several processes: recovery from a network does."
-    return "recover" in peer.config
+    "Whether a method hands out work to several processes: recovery from networks does, and the training of experts."
+    return bool({"recover", "experts"} & set(peer.config))
 
 def make_peer(work, folder, kept):
     "Chapters 20 to 24: the images of another method."
@@ -337,6 +337,7 @@ def make_peer(work, folder, kept):
     config = from_dict(peer.config, find_peer(peer.method)[1])
     leader = work.network(TEACHER["supervised"]) if borrowed(recipe) == TEACHER["supervised"] else None
     made = distil(peer.method, work.train, recipe.recover.ipc, config, work.seed, work.device, kept, peer.teacher, leader)
+    if made is None: return {}, ""
     return store_images(made, folder) | {"network_seconds": network_seconds(made, leader)}, f"{peer.method} {len(made.images)} images"
 
 def store_images(made, folder)->dict:
