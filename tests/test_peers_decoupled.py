@@ -263,8 +263,8 @@ class Stop(Exception): pass
 @pytest.mark.parametrize("config", [EDC(recover=replace(QUICK, init="patch", batch=3), backbones=("convnet",)), FADRM(recover=replace(QUICK, init="patch", batch=3), blocks=3)], ids=["edc", "fadrm"])
 def test_resuming_is_exact(data, pool, tmp_path, monkeypatch, config):
     whole = decoupled(data, 2, config, seed=3, teacher=pool)
-    kept = chapter.Checkpoint
-    monkeypatch.setattr(chapter, "LOOK", 2); monkeypatch.setattr(chapter, "Checkpoint", lambda folder=None: kept(folder, 0.0))
+    kept = recovery.Checkpoint
+    monkeypatch.setattr(chapter, "LOOK", 2); monkeypatch.setattr(recovery, "Checkpoint", lambda folder=None: kept(folder, 0.0))
     calls, steps = [], []
     def stop(step, images, losses):
         calls.append(step)

@@ -283,7 +283,7 @@ def alone(tmp_path_factory):
 def test_a_killed_run_ends_like_one_left_alone(alone, tmp_path):
     folder, kept = tmp_path/"run", tmp_path/"run/.checkpoints"
     for stage in ("pretrain/ssl", "recover", "train/distilled_soft"):
-        assert kill_when(start(folder), lambda: any(kept.joinpath(stage).rglob("checkpoint.pt")))
+        assert kill_when(start(folder), lambda: any(path.suffix in (".pt", ".safetensors") for path in kept.joinpath(stage).rglob("*") if not path.name.startswith(".")))
         assert not (folder/stage).exists() and (folder/"recipe.json").is_file() and not (folder/"report.json").exists()
     out, error = (process := start(folder)).communicate(timeout=900)
     assert process.returncode == 0, error
