@@ -29,10 +29,10 @@ class Data:
 @dataclass(frozen=True)
 class Architecture:
     "A network: its family, how wide it is, and how it begins."
-    name: str = "resnet18"  # resnet18, resnet34, resnet50, resnet101, convnet, or any classifier timm knows
-    width: int = 64  # channels of the stem; later stages double it (64 is the published ResNet)
+    name: str = "resnet18"  # resnet18, resnet34, resnet50, resnet101, convnet, vit, vgg11_bn, or any other classifier timm knows
+    width: int = 64  # channels of the stem; later stages double it (64 is the published ResNet or VGG); of a vit, numbers in each of its 3 heads (64 is ViT-Tiny)
     stem: Literal["small", "medium", "large"] = "small"  # small: 3x3 stride 1, no pooling (up to 64 px); medium: 3x3 stride 2; large: 7x7 stride 2 and max-pooling (224 px)
-    depth: int = 3  # blocks of a convnet; other families ignore it
+    depth: int = 3  # blocks of a convnet or a vit; other families ignore it
     norm: Literal["batch", "instance"] = "batch"  # normalisation of a convnet; other families ignore it
 
 # %% ../nbs/pipeline/10_recipes.ipynb #9fc01b59
