@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from .augment import augment_supervised, views
 from .data import batches, to_device, to_float
-from .device import autocast, generator, pick
+from .device import autocast, generator, pick, within_memory
 from .files import Checkpoint, UserError, nearest, progress
 from .processes import alone, average, divisible, joined, mine, rank, ranks, share, synced
 from .models import build, knn_accuracy, seeded
@@ -89,8 +89,10 @@ def embed(network: nn.Module,    # any Network; it is left in eval mode
          )->torch.Tensor:        # float32 N×D on the network's device
     "The features of many images, in eval mode."
     network.eval(); device = next(network.parameters()).device
-    with autocast(device, precision):
-        return torch.cat([network.features(to_float(part.to(device)).contiguous(memory_format=torch.channels_last)).float() for part in images.split(batch)])
+    def features(size):
+        with autocast(device, precision):
+            return torch.cat([network.features(to_float(part.to(device)).contiguous(memory_format=torch.channels_last)).float() for part in images.split(size)])
+    return within_memory(features, batch, "features: images")[0]
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #a31fd9aa
 def embedding_spread(embeddings: torch.Tensor,  # N×D

@@ -6,8 +6,8 @@
 __all__ = ['SPEED', 'COMPILING', 'CHECK_EVERY', 'losses_of', 'smallest_area', 'view', 'backward', 'backward_in_parts', 'frozen',
            'low_loss_patches', 'starts_of', 'first_images', 'arrange', 'to_pil', 'from_pil', 'to_bytes', 'through_jpeg',
            'SyntheticSet', 'save_set', 'read_image', 'load_set', 'Matched', 'written_out', 'compiled', 'work',
-           'worth_compiling', 'reader', 'with_fallback', 'check_finite', 'in_fewer', 'resume_batch', 'keep_best',
-           'recover_batch', 'check_fit', 'made_with', 'piece', 'pieces', 'Images', 'thin', 'in_batches', 'recover']
+           'worth_compiling', 'reader', 'with_fallback', 'check_finite', 'resume_batch', 'keep_best', 'recover_batch',
+           'check_fit', 'made_with', 'piece', 'pieces', 'Images', 'thin', 'in_batches', 'recover']
 
 # %% ../nbs/pipeline/07_recover.ipynb #42949220
 import contextlib, copy, io, json, math, sys, time
@@ -23,7 +23,7 @@ from PIL import Image
 from .augment import crop, crop_boxes, roll, roll_shifts
 from .bn import bn_loss, combine, matching, running_statistics
 from .data import class_folder, random_rows, to_float
-from .device import autocast, can_compile, generator, pick
+from .device import autocast, can_compile, generator, pick, within_memory
 from .files import Checkpoint, UserError, progress, read_about, read_json, read_rows, read_tensors, remove, write_json, write_tensors, writing
 from .processes import everyone, from_first, mine
 from .models import bn_layers, require_batchnorm
@@ -328,13 +328,6 @@ def check_finite(curve, first, step):
     bad = (~curve[first:step].isfinite()).any(1).nonzero()
     if len(bad): raise UserError(f"recover: the loss is no finite number any more at step {first + int(bad[0]) + 1}; lower --recover.learning_rate or --recover.r_bn, or take --recover.precision float32 (the last good checkpoint is kept)")
 
-def in_fewer(config, count)->Recover:
-    "The same with half as many images in memory, when these do not fit; the images come out as before."
-    fewer = (config.micro_batch or count) // 2
-    if not fewer: raise UserError("recover: the memory of the device does not hold a single image; take a narrower --network.width, a smaller --data.size, or another --device")
-    print(f"recover: out of memory; going on with {fewer} images at a time (--recover.micro_batch {fewer} from the start saves the failed try, and changes no result)", file=sys.stderr)
-    return replace(config, micro_batch=fewer)
-
 CHECK_EVERY = 50  # steps between two looks at the losses, which make a GPU wait
 
 # %% ../nbs/pipeline/07_recover.ipynb #c092c7d2
@@ -372,16 +365,14 @@ def recover_batch(network, read,     # of `reader`
     live = {"images": images, "best": start.detach().clone(), "lowest": torch.full((), torch.inf, device=device), "curve": curve}
     first = checked = resume_batch(store, about, live, optimizer)
     if bar is not None: bar.update(first)
-    def losses_at(step):
-        nonlocal config
-        optimizer.zero_grad(); go = backward_in_parts if config.micro_batch and config.micro_batch < len(start) else backward
-        try: return go(read, view(images, config, step, generator(device, *key, step)), labels, stored, config)
-        except torch.OutOfMemoryError: config = in_fewer(config, len(start))
-        return losses_at(step)
-    looked = time.monotonic()
+    def losses_at(step, size):
+        optimizer.zero_grad()
+        go, parts = (backward_in_parts if size < len(start) else backward), replace(config, micro_batch=size)
+        return go(read, view(images, config, step, generator(device, *key, step)), labels, stored, parts)
+    looked, at_once = time.monotonic(), min(config.micro_batch or len(start), len(start))
     for step in range(first, config.steps):
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / config.steps)) / 2
-        curve[step] = losses_at(step)
+        curve[step], at_once = within_memory(partial(losses_at, step), at_once, "recover: images", "a narrower --network.width, a smaller --data.size, or another --device")
         with torch.no_grad():
             if config.keep == "best": keep_best(live, curve[step, 0])
             if on_step: on_step(step, network.denormalize(images), curve[step])

@@ -8,12 +8,12 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'SHARED', 'ENDED', 'COMMANDS', 'OWN',
            'batch_option', 'say', 'duration', 'weight', 'copy', 'claim', 'version', 'locked', 'hold', 'Work',
            'make_data', 'make_pretrain', 'make_align', 'store_network', 'make_recover', 'splits', 'make_peer',
            'store_images', 'make_relabel', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data', 'steps',
-           'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order', 'preview', 'complete', 'same_images', 'conclude',
-           'report_of', 'typed', 'unusual', 'with_peer', 'as_plain', 'sizes', 'curves', 'summary', 'grid', 'in_turn',
-           'prepare', 'grid_row', 'sweep', 'swept', 'cells_of', 'as_markdown', 'chart', 'write_table', 'compare',
-           'apart', 'compare_row', 'own_options', 'usage', 'options', 'parse', 'usual_config', 'nearest_option',
-           'value_of', 'quietly', 'unboxed', 'plainly', 'recipes', 'show', 'command', 'axes_of', 'start',
-           'default_folder', 'bench', 'failed', 'main']
+           'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order', 'preview', 'check_networks', 'complete',
+           'same_images', 'conclude', 'report_of', 'typed', 'unusual', 'with_peer', 'as_plain', 'sizes', 'curves',
+           'summary', 'grid', 'in_turn', 'prepare', 'grid_row', 'sweep', 'swept', 'cells_of', 'as_markdown', 'chart',
+           'write_table', 'compare', 'apart', 'compare_row', 'own_options', 'usage', 'options', 'parse', 'usual_config',
+           'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly', 'recipes', 'show', 'command', 'axes_of',
+           'start', 'default_folder', 'bench', 'failed', 'main']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, io, itertools, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
@@ -476,14 +476,19 @@ def in_order(look):
     if not first(): look()
 
 def preview(work):
-    "Fail early: a missing data set, or fewer images in a class than are asked for."
+    "Fail early: a missing data set, fewer images in a class than are asked for, or a network that cannot be recovered from."
     recipe, peer = work.recipe, work.recipe.peer
     try:
         work.random(work.seed), work.test
-        if peer is None: return
+        if peer is None: return check_networks(work)
         from scdd.peers.compare import check_peer, find_peer
         check_peer(peer.method, work.train, recipe.recover.ipc, from_dict(peer.config, find_peer(peer.method)[1]), peer.teacher)
     except UserError as error: raise UserError(str(error).replace("--ipc", "--recover.ipc")) from None
+
+def check_networks(work):
+    "Refuse a network without BatchNorm, and a student that cannot be built for these images."
+    from scdd.models import build, require_batchnorm
+    require_batchnorm(build(work.recipe.network, work.train, 0), "recover"); build(work.recipe.student, work.train, 0)
 
 def complete(work, names, reuse=()):
     "Make what is missing of these results; their facts."
