@@ -45,9 +45,9 @@ def hard_loss(logits,   # B×C
     return nn.functional.cross_entropy(logits.float(), targets)
 
 # %% ../nbs/pipeline/09_train.ipynb #b3a95c1e
-def squared_loss(logits,   # B×C of the network that learns
-                 teacher,  # B×C of the network that knows
-                 targets,  # B×C probabilities: one-hot, or mixed as the images are
+def squared_loss(logits,   # B×K of the network that learns
+                 teacher,  # B×K of the network that knows
+                 targets,  # B×K probabilities: one-hot, or mixed as the images are
                  weight,   # of the cross-entropy with them
                 )->torch.Tensor: # mean over the batch
     "The mean squared distance of the logits, and beside it a little cross-entropy with the class."
