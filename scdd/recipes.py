@@ -136,6 +136,10 @@ class Train:
     schedule_epochs: Optional[int] = None  # epochs over which the cosine reaches 0; that of the training where not given
     temperature: float = 30.0  # of the softened distributions
     temperature_squared: bool = False  # multiply the loss by the squared temperature
+    loss: Literal["kl", "mse_ce"] = "kl"  # of a teacher's labels. kl: divergence at the temperature; mse_ce: squared distance of the logits, and cross-entropy with the class
+    hard_weight: float = 0.1  # mse_ce: of that cross-entropy
+    ema: float = 0.0  # share that a moving average of the weights keeps at each step; it is the average that is tested (0: the student itself)
+    augment: Literal["usual", "dsa"] = "usual"  # usual: mix, crop and flip as follow; dsa: in their place one of DSA's six changes for each batch (chapter 2)
     mix: Literal["none", "mixup", "cutmix"] = "mixup"  # how two images are mixed
     mix_alpha: float = 0.8  # Beta(alpha, alpha) of the mixing weight
     crop: Literal["none", "pad", "resized"] = "pad"  # pad: random crop of the padded image; resized: random resized crop
@@ -152,7 +156,7 @@ class Peer:
     method: str  # dc, mtt, herding, … as `scdd distill` lists them
     config: dict = field(default_factory=dict)  # all values of that method, as plain numbers, names and lists
     teacher: Optional[str] = None  # file of the network that a decoupled method uses; where not given it is trained as `network` and `supervised` say
-    learned: Literal["used", "ignored"] = "used"  # step size and whitening that come with the images, for students with hard labels
+    learned: Literal["used", "ignored"] = "used"  # step size, whitening and labels that come with the images, for the students of the hard-label protocol
 
 @dataclass(frozen=True)
 class Recipe:
@@ -181,6 +185,14 @@ PROTOCOLS = {
     "hard": Train(labels="hard", epochs=300, batch=256, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, schedule="step",
                   mix="none", crop="pad"),
     "strong": Train(epochs=300, batch=16, learning_rate=0.001, temperature=20.0, mix="cutmix", mix_alpha=1.0, crop="resized"),
+}
+PROTOCOLS |= {  # those of other papers, for CIFAR-100
+    "dc": replace(PROTOCOLS["hard"], crop="none", flip=False),  # arXiv 2006.05929
+    "dsa": replace(PROTOCOLS["hard"], crop="none", flip=False, epochs=1000, augment="dsa"),  # arXiv 2102.08259
+    "rded": replace(PROTOCOLS["strong"], batch=100, schedule_epochs=600),  # arXiv 2312.03526
+    "gvbsm": replace(PROTOCOLS["strong"], epochs=1000, batch=64, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, loss="mse_ce"),  # arXiv 2311.17950
+    "edc": replace(PROTOCOLS["strong"], epochs=1000, batch=50, schedule_epochs=2000, loss="mse_ce", hard_weight=0.025, ema=0.99, crop_min=0.5),  # arXiv 2404.13733
+    "fadrm": replace(PROTOCOLS["strong"], epochs=1000),  # arXiv 2506.24125
 }
 
 # %% ../nbs/pipeline/10_recipes.ipynb #df7917f3

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from .augment import apply_student, draw_student
+from .augment import apply_student, draw_student, grey_of
 from .data import batches, to_float
 from .device import autocast, generator, pick
 from .files import Checkpoint, UserError, progress, read_json, read_tensors, write_json, write_tensors
@@ -103,7 +103,7 @@ def labelled(teacher,       # network, or None: no labels
     normalize, group, train = normaliser(images_set, relabel, device), together(train, relabel), choose_precision(train, device)
     for first in range(start - start % group, len(order), group):
         steps = range(first, min(first + group, len(order)))
-        drawn = [draw_step(order[step], images.shape[-1], train, name, seed, epoch, step, device) for step in steps]
+        drawn = [draw_step(order[step], images.shape[-1], train, name, seed, epoch, step, device) | grey_of(images_set, train, device) for step in steps]
         views = [apply_student(to_float(images[order[step]]), some) for step, some in zip(steps, drawn)]
         logits = [None] * len(views)
         if teacher is not None:
@@ -119,7 +119,7 @@ def fingerprint(*arrays)->str:
     for array in arrays: digest.update(np.ascontiguousarray(array.detach().cpu() if isinstance(array, torch.Tensor) else array))
     return digest.hexdigest()[:16]
 
-SHAPING = ["epochs", "batch", "mix", "mix_alpha", "crop", "crop_padding", "crop_min", "flip", "precision"]
+SHAPING = ["epochs", "batch", "mix", "mix_alpha", "crop", "crop_padding", "crop_min", "flip", "augment", "precision"]
 
 def describe(teacher, images_set, train: Train, relabel: Relabel, seed)->dict:
     "All that the stored labels depend on."
