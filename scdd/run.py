@@ -710,7 +710,7 @@ COMMANDS = {"run": "a recipe from the images to the report; what is done already
             "distill": "the same run with another method's images; alone it lists the methods", "compare": "every method under one recipe, in one table",
             "sweep": "a recipe once for each value of an option, in one table",
             "recipes": "list the recipes, what each needs and costs", "show": "what a run folder holds, and its figures",
-            "bench": "time a recovery step on this machine"}
+            "bench": "time every stage on this machine, against the plain loop"}
 OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $SCDD_DATA, else a per-user cache"),
        "out": (Optional[str], None, "run folder; runs/<recipe> where not given"),
        "device": (str, "auto", "auto, cpu, cuda, cuda:1, mps; auto is CUDA, then MPS, then the CPU"),

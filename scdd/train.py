@@ -25,7 +25,7 @@ from .processes import from_first, mine, rank, ranks, together
 from .plot import as_pixels, bars, figure, show
 from .pretrain import follower, update_ema
 from .recipes import Architecture, Pretrain, Relabel, Train
-from .relabel import SoftLabels, choose_precision, fingerprint, labelled, pixels, replayed, soft_loss
+from .relabel import SoftLabels, fingerprint, labelled, pixels, replayed, soft_loss
 
 # %% ../nbs/pipeline/09_train.ipynb #c43d9521
 def make_optimizer(network, config: Train):
@@ -121,7 +121,7 @@ def train_student(images_set,             # SyntheticSet, or ImageData for real 
                   title="student",        # what the progress bar and errors call it
                  )->Student:
     "Train a network from scratch on a few images, and test it after the last epoch on the whole test set."
-    device, started = pick(device), time.monotonic(); config = choose_precision(config, device)
+    device, started = pick(device), time.monotonic()
     network = build(architecture, images_set, seed).to(device, memory_format=torch.channels_last)
     optimizer, saved, images = make_optimizer(network, config), Checkpoint(checkpoint), pixels(images_set, device)
     average = follower(network) if config.ema else None
