@@ -75,7 +75,7 @@ def check_labels(labels: SoftLabels, images_set, config: Train):
     "Refuse stored labels that belong to other images or to another protocol."
     about, where = labels.about, labels.folder
     if about["set"] != fingerprint(images_set.images, images_set.labels): raise UserError(f"{where}: these labels were written for other images; store them again for this set")
-    if len(labels) < config.epochs: raise UserError(f"{where}: holds labels for {len(labels)} epochs and the training lasts {config.epochs}; lower train.epochs or store more")
+    if about["train"]["epochs"] < config.epochs: raise UserError(f"{where}: holds labels for a training of {about['train']['epochs']} epochs, and this one lasts {config.epochs}; lower train.epochs or store more")
     different = [key for key, value in about["train"].items() if key not in ("epochs", "precision") and value != getattr(config, key)]
     if different: raise UserError(f"{where}: the labels were stored with another train.{different[0]} ({about['train'][different[0]]}, not {getattr(config, different[0])}); store them again")
 
