@@ -365,8 +365,10 @@ def protocol(config: dict, relabel: dict)->str:
     crop = {"none": "no crop", "pad": f"crops of the image padded by {config['crop_padding']} px", "resized": f"random resized crops of at least {config['crop_min']:g} of the area"}[config["crop"]]
     text = f"{config['students']} student{'s' * (config['students'] > 1)} on {'one set' if config['sets'] == 'one' else 'a set each'}, {config['epochs']} epochs in batches of {config['batch']}, {config['optimizer']} at {config['learning_rate']:g} with {rate}, weight decay {config['weight_decay']:g}; {crop}, {'with' if config['flip'] else 'without'} flips, mixing: {config['mix']}."
     if config["labels"] == "hard": return "Hard labels: " + text
+    kept = relabel.get("kept_epochs"); epochs = {None: "all epochs", 0: "epochs in a fortieth of the bytes of 16-bit logits, in turn"}.get(kept, f"{kept} epochs in turn")
+    stored = f"stored in {relabel['dtype']} ({epochs}{', the ' + str(relabel['top']) + ' largest of a row' if relabel.get('top') else ''})"
     bn = "its running" if relabel["teacher_bn"] == "running" else "the batch's"
-    return f"Soft labels of the {'self-supervised' if relabel['teacher'] == 'ssl' else relabel['teacher']} teacher with {bn} BatchNorm statistics, {'stored in ' + relabel['dtype'] if relabel['store'] else 'made while the student trains'}, at temperature {config['temperature']:g}{' with the loss times its square' if config['temperature_squared'] else ''}: " + text
+    return f"Soft labels of the {'self-supervised' if relabel['teacher'] == 'ssl' else relabel['teacher']} teacher with {bn} BatchNorm statistics, {stored if relabel['store'] else 'made while the student trains'}, at temperature {config['temperature']:g}{' with the loss times its square' if config['temperature_squared'] else ''}: " + text
 
 def lead(report: Report)->str:
     "The result in a sentence."

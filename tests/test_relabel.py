@@ -143,7 +143,7 @@ def logits_of(classes, rows=64, scale=3.0): return scale * torch.randn(rows, cla
 
 def back(logits, relabel, temperature=4.0):
     stored = encode(logits, relabel, temperature)
-    return decode(stored["logits"], stored.get("range"), stored.get("classes"), logits.shape[1])
+    return decode(stored, logits.shape[1])
 
 @pytest.mark.parametrize("classes, number", [(100, torch.uint8), (256, torch.uint8), (257, torch.int16), (1000, torch.int16)])
 def test_the_rest_of_a_row_keeps_its_share_at_the_temperature(classes, number):
