@@ -202,7 +202,7 @@ def label_size(count, classes, size, data,  # images, classes, side of the image
     indices = count - 1 - torch.arange(min(train.batch, count))
     step = stored_step(indices, draw_step(indices, size, train, data, 0, 0, 0, "cpu"), torch.zeros(len(indices), classes), train, relabel)
     each = sum(tensor.nbytes for tensor in pack([step])[0].values()) * count / len(indices)
-    budget = count * classes * 2 * train.epochs / SMALLER - 2000 - 20 * classes   # labels.json and the heads of the files
+    budget = count * classes * 2 * train.epochs / SMALLER - 1100 - 22 * classes   # labels.json and the heads of the files
     wanted = {None: train.epochs, 0: max(1, int(budget / each))}.get(relabel.kept_epochs, relabel.kept_epochs)
     return min(wanted, train.epochs), each
 
