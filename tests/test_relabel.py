@@ -94,7 +94,7 @@ def test_bytes_are_those_of_the_formula(few, teacher, tmp_path):
 
 @pytest.mark.parametrize("relabel", [PLAIN, COMPACT], ids=["plain", "compact"])
 def test_goes_on_after_a_kill(few, teacher, tmp_path, monkeypatch, relabel):
-    monkeypatch.setattr(module, "SHARD_BYTES", 600)
+    monkeypatch.setattr(module, "SHARD_BYTES", 300)
     whole = store_labels(teacher, few, CONFIG, relabel, 0, "cpu", tmp_path/"whole")
     assert len(whole.about["shards"]) == 3
     write = module.write_tensors
@@ -143,7 +143,7 @@ def logits_of(classes, rows=64, scale=3.0): return scale * torch.randn(rows, cla
 
 def back(logits, relabel, temperature=4.0):
     stored = encode(logits, relabel, temperature)
-    return decode(stored, logits.shape[1])
+    return decode(stored, relabel.dtype, logits.shape[1])
 
 @pytest.mark.parametrize("classes, number", [(100, torch.uint8), (256, torch.uint8), (257, torch.int16), (1000, torch.int16)])
 def test_the_rest_of_a_row_keeps_its_share_at_the_temperature(classes, number):
@@ -155,15 +155,26 @@ def test_the_rest_of_a_row_keeps_its_share_at_the_temperature(classes, number):
     rest = found.scatter(1, largest, 0.0)
     torch.testing.assert_close(rest.amax(1), (1 - found.gather(1, largest).sum(1)) / (classes - 5))  # one value for all of it
 
-def test_eight_bits_are_off_by_half_a_step():
-    logits = logits_of(10); found = back(logits, Relabel())
-    step = (logits.amax(1) - logits.amin(1)) / 255
+@pytest.mark.parametrize("classes", [10, 11])
+@pytest.mark.parametrize("dtype, steps", [("uint8", 255), ("uint4", 15)])
+def test_few_bits_are_off_by_half_a_step(dtype, steps, classes):
+    logits, relabel = logits_of(classes), Relabel(dtype=dtype); found = back(logits, relabel)
+    span = logits.amax(1) - logits.amin(1)
     off = (found - (logits - logits.amax(1, keepdim=True))).abs().amax(1)
-    assert (off <= 0.501 * step + 255 * step * 2**-11).all() and off.max() > 0.1 * step.min()
-    assert encode(logits, Relabel())["logits"].dtype == torch.uint8 and torch.equal(found.argmax(1), logits.argmax(1))
-    assert torch.equal(back(torch.ones(2, 10), Relabel()), torch.zeros(2, 10))                       # a row without differences
+    assert (off <= span * (0.501 / steps + 2**-11)).all() and (off > 0.2 * span / steps).all()
+    assert encode(logits, relabel)["logits"].nbytes == len(logits) * (classes if steps == 255 else (classes + 1) // 2)
+    assert torch.equal(found.amax(1), torch.zeros(len(found))) and torch.allclose(found.amin(1), -span, rtol=1e-3)
+    assert torch.equal(back(torch.ones(2, classes), relabel), torch.zeros(2, classes))                # a row without differences
 
-@pytest.mark.parametrize("classes, top, dtype, kept", [(10, 16, "uint8", 10), (10, 10, "float16", 10), (10, 4, "uint8", 4), (10, 5, "uint8", 10), (10, 5, "float16", 5), (100, None, "uint8", 100), (100, 16, "uint8", 16), (1000, 2000, "uint8", 1000)])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "uint4"])
+@pytest.mark.parametrize("top", [3, 4])
+def test_cut_rows_in_every_precision(dtype, top):
+    logits = logits_of(300); largest = logits.topk(top); found = back(logits, Relabel(dtype=dtype, top=top))
+    gaps = largest.values - largest.values[:, :1]
+    torch.testing.assert_close(found.gather(1, largest.indices) - found.gather(1, largest.indices[:, :1]), gaps, atol=0.05 if dtype != "uint4" else 0.5, rtol=0)
+    assert torch.equal(found.scatter(1, largest.indices, -99.0).amax(1), found.amin(1))               # one value for the rest
+
+@pytest.mark.parametrize("classes, top, dtype, kept", [(10, 16, "uint8", 10), (10, 10, "float16", 10), (10, 4, "uint8", 4), (10, 5, "uint8", 10), (10, 5, "float16", 5), (10, 2, "uint4", 2), (10, 3, "uint4", 10), (100, None, "uint8", 100), (100, 16, "uint8", 16), (1000, 2000, "uint8", 1000)])
 def test_a_row_is_cut_only_where_that_saves_bytes(classes, top, dtype, kept):
     relabel, logits = Relabel(dtype=dtype, top=top), logits_of(classes, 3)
     assert kept_logits(relabel, classes) == kept and ("classes" in encode(logits, relabel)) == (kept < classes)
