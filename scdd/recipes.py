@@ -117,7 +117,10 @@ class Relabel:
     teacher_bn: Literal["running", "batch"] = "running"  # whose BatchNorm statistics it uses
     normalization: Literal["own", "student"] = "own"  # student: the teacher sees images normalised for the student, as in the public scripts
     store: bool = False  # write all labels to disk before training and replay them
-    dtype: Literal["float32", "float16"] = "float16"  # of stored labels
+    dtype: Literal["float32", "float16", "uint8", "uint4"] = "uint4"  # of stored logits; uint8, uint4: 255 or 15 steps from the largest of a row down to its smallest
+    top: Optional[int] = 16  # stored logits of a row: its largest, and one value for the rest, where that takes fewer bytes than the row; None: all
+    kept_epochs: Optional[int] = 0  # stored epochs, replayed in turn; 0: as many as fit into a fortieth of 16-bit logits of every epoch; None: all
+    draws: Literal["again", "stored"] = "again"  # order and augmentation of stored labels: drawn again from the seed, or stored beside them
 
 # %% ../nbs/pipeline/10_recipes.ipynb #37f05934
 @dataclass(frozen=True)
@@ -311,7 +314,7 @@ def difference(first: Recipe,   # one recipe
 
 # %% ../nbs/pipeline/10_recipes.ipynb #eefd3113
 AT_LEAST_ONE = ("epochs", "batch", "steps", "ipc", "students", "width", "depth", "hidden", "projection", "queue", "prototypes", "bn_splits",
-                "sinkhorn_iterations", "patch_candidates", "micro_batch", "classes", "size", "schedule_epochs")
+                "sinkhorn_iterations", "patch_candidates", "micro_batch", "classes", "size", "schedule_epochs", "top")
 ABOVE_ZERO = ("learning_rate", "temperature", "teacher_temperature", "sinkhorn_epsilon", "crop_min", "crop_start", "crop_milestone", "patch_min", "mix_alpha")
 AT_MOST_ONE = ("crop_min", "patch_min", "crop_start", "crop_milestone", "ema", "ema_end", "momentum", "center_momentum", "label_smoothing")
 

@@ -44,7 +44,7 @@ def plan(recipe: Recipe,  # what is to be run
         "relabel": (["recover", labels], ["relabel", "train"]),
         "train/distilled_soft": (["relabel"], ["student"]),
         "train/distilled_hard": (["recover"], ["student", "hard"]),
-        "train/random_soft": ([labels], ["recover.ipc", "relabel", "student", "train"]),
+        "train/random_soft": ([labels], ["recover.ipc", "relabel.teacher", "relabel.teacher_bn", "relabel.normalization", "student", "train"]),
         "train/random_hard": (["data"], ["recover.ipc", "student", "hard"]),
         "train/full_data": full,
     }
@@ -353,9 +353,9 @@ def make_relabel(work, folder, kept):
     facts = {"teacher": recipe.relabel.teacher, "agreement": agreement(teacher, made)}
     if recipe.relabel.store:
         from scdd.relabel import store_labels
-        store_labels(teacher, made, recipe.train, recipe.relabel, work.seed, work.device, kept/"labels", kept/"shard")
+        facts["kept_epochs"] = len(store_labels(teacher, made, recipe.train, recipe.relabel, work.seed, work.device, kept/"labels", kept/"shard"))
         if first(): os.replace(kept/"labels", folder/"labels")
-    return facts, f"relabel by the {recipe.relabel.teacher} network: it names {100 * facts['agreement']:.0f} % of the images as intended"
+    return facts, f"relabel by the {recipe.relabel.teacher} network: it names {100 * facts['agreement']:.0f} % of the images as intended" + (f"; {facts['kept_epochs']} of {recipe.train.epochs} epochs stored" if recipe.relabel.store else "")
 
 def agreement(teacher, made)->float:
     "The share of the images that the teacher puts into the class they were made for."

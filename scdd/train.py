@@ -88,7 +88,7 @@ def check_labels(labels: SoftLabels, images_set, config: Train):
     "Refuse stored labels that belong to other images or to another protocol."
     about, where = labels.about, labels.folder
     if about["set"] != fingerprint(images_set.images, images_set.labels): raise UserError(f"{where}: these labels were written for other images; store them again for this set")
-    if len(labels) < config.epochs: raise UserError(f"{where}: holds labels for {len(labels)} epochs and the training lasts {config.epochs}; lower train.epochs or store more")
+    if about["train"]["epochs"] < config.epochs: raise UserError(f"{where}: holds labels for a training of {about['train']['epochs']} epochs, and this one lasts {config.epochs}; lower train.epochs or store more")
     different = [key for key, value in about["train"].items() if key not in ("epochs", "precision") and value != getattr(config, key)]
     if different: raise UserError(f"{where}: the labels were stored with another train.{different[0]} ({about['train'][different[0]]}, not {getattr(config, different[0])}); store them again")
 
@@ -402,10 +402,12 @@ def protocol(config: dict, relabel: dict)->str:
     tested = f", tested by a moving average of the weights that keeps {config['ema']:g} at each step" if config.get("ema") else ""
     text = f"{config['students']} student{'s' * (config['students'] > 1)} on {'one set' if config['sets'] == 'one' else 'a set each'}, {config['epochs']} epochs in batches of {config['batch']}, {config['optimizer']} at {config['learning_rate']:g} with {rate}, weight decay {config['weight_decay']:g}; {shown}{tested}."
     if config["labels"] == "hard": return "Hard labels: " + text
+    kept = relabel.get("kept_epochs"); epochs = {None: "all epochs", 0: "epochs in a fortieth of the bytes of 16-bit logits, in turn"}.get(kept, f"{kept} epochs in turn")
+    stored = f"stored in {relabel['dtype']} ({epochs}{', the ' + str(relabel['top']) + ' largest of a row' if relabel.get('top') else ''})"
     compared = f"at temperature {config['temperature']:g}{' with the loss times its square' if config['temperature_squared'] else ''}"
     if config.get("loss") == "mse_ce": compared = f"by the squared distance of logits and {config['hard_weight']:g} times the cross-entropy with the class"
     bn = "its running" if relabel["teacher_bn"] == "running" else "the batch's"
-    return f"Soft labels of the {'self-supervised' if relabel['teacher'] == 'ssl' else relabel['teacher']} teacher with {bn} BatchNorm statistics, {'stored in ' + relabel['dtype'] if relabel['store'] else 'made while the student trains'}, {compared}: " + text
+    return f"Soft labels of the {'self-supervised' if relabel['teacher'] == 'ssl' else relabel['teacher']} teacher with {bn} BatchNorm statistics, {stored if relabel['store'] else 'made while the student trains'}, {compared}: " + text
 
 def lead(report: Report)->str:
     "The result in a sentence."

@@ -140,6 +140,7 @@ def test_keys_follow_the_plan():
     assert changed_by({"hard.epochs": 7}) == {"train/distilled_hard", "train/random_hard"}
     assert changed_by({"relabel.teacher_bn": "batch"}) == {"relabel", "train/distilled_soft", "train/random_soft"}
     assert changed_by({"relabel.teacher": "supervised"}) == {"relabel", "train/distilled_soft", "train/random_soft"}
+    assert changed_by({"relabel.dtype": "float32"}) == changed_by({"relabel.store": True}) == {"relabel", "train/distilled_soft"}  # the random images' labels are never stored
     assert changed_by({"full.epochs": 7}) == {"train/full_data"}
     assert changed_by({"data.classes": 4}) == set(plan(DIGITS))
     assert all(key(name, DIGITS, 0, "f") != key(name, DIGITS, 1, "f") and key(name, DIGITS, 0, "f") != key(name, DIGITS, 0, "g") for name in plan(DIGITS))
