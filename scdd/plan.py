@@ -11,10 +11,10 @@ __all__ = ['KNOWN', 'WATCHED', 'DEPENDS', 'FREE', 'MEASURES', 'CAP', 'FORMAT', '
            'command']
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00004
-import functools, json, math, shlex, statistics, tempfile, time
+import functools, importlib, json, math, shlex, statistics, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from .files import UserError, code_hash, read_json, write_json
+from .files import UserError, read_json, write_json
 from .recipes import Data, Recipe, flatten, from_dict
 from .run import TEACHER, duration, parse, say, plan as results_of
 
@@ -365,7 +365,7 @@ def measure(recipe: Recipe,
         tell(f"  {operation:<18} {exactly(found['step'] + whole * found['image'])} with {whole} image{'s' if whole > 1 else ''}" + (f", from {found['images']}" if found["images"] < whole else ""))
     weigh = lambda network: sum(tensor.nbytes for tensor in network.state_dict().values())
     return {"format": FORMAT, "recipe": recipe.name, "costs": costs, "bytes": {"network": weigh(subject.network)}, "peak_memory_bytes": peak_memory(device),
-            "threads": torch.get_num_threads(), "seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d"), "code": code_hash("scdd.plan"), **provenance(device)}
+            "threads": torch.get_num_threads(), "seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d"), "code": importlib.import_module("scdd.site").module_hashes("scdd.plan"), **provenance(device)}
 
 def exactly(seconds: float)->str:
     "Seconds with three digits, in a unit that suits them."
