@@ -134,7 +134,7 @@ def shape(operation: str, recipe: Recipe, sizes: Sizes)->dict:
     "What the cost of a step depends on."
     values = {name: value for name, value in flatten(recipe).items() if name.split(".")[0] in DEPENDS[operation] and name.split(".")[-1] not in FREE}
     looks = {"images looked at": list(watched(sizes, operation != "full look"))} if operation.endswith("look") else {}
-    return {"data.name": recipe.data.name, "data.classes": sizes.classes, "channels": sizes.channels, "data.size": sizes.size} | values | looks
+    return {"data.name": Path(recipe.data.name).name, "data.classes": sizes.classes, "channels": sizes.channels, "data.size": sizes.size} | values | looks
 
 def needed(recipe: Recipe, sizes: Sizes)->list:
     "The kinds of step that a recipe has."
@@ -337,7 +337,9 @@ def cost_of(make,              # (images) -> run(steps)
     "Seconds of a step that every step has, seconds for each image, and seconds more for a first step."
     least = min(least, batch); run = make(least); run(1)
     guess = elapsed(run, 1, device) / getattr(run, "steps", 1) * batch / least
-    if guess > cap: some = max(least, int(batch * cap / 4 / guess)); return {"step": 0.0, "image": per_step(make(some), device, cap)[0] / some, "start": 0.0, "images": some, "of": batch}
+    if guess > cap:
+        some = max(least, int(batch * cap / 4 / guess))
+        return {"step": 0.0, "image": per_step(make(some), device, cap)[0] / some if some > least else guess / batch, "start": 0.0, "images": some, "of": batch}
     seconds, start = per_step(make(batch), device, cap); few = max(least, batch // 4)
     image = 0.0 if batch == 1 else seconds / batch if proportional or few >= batch else max(0.0, (seconds - per_step(make(few), device, cap)[0]) / (batch - few))
     step = seconds - image * batch
@@ -362,7 +364,7 @@ def measure(recipe: Recipe,
         whole = batch_of(operation, subject)
         found = cost_of(MEASURES[operation](subject), whole, fewest(operation, subject), device, cap, operation == "recovery step" and compiles(subject))
         costs[operation] = found | {"shape": shape(operation, recipe, sizes)}
-        tell(f"  {operation:<18} {exactly(found['step'] + whole * found['image'])} with {whole} image{'s' if whole > 1 else ''}" + (f", from {found['images']}" if found["images"] < whole else ""))
+        tell(f"  {operation:<18} {exactly(found['step'] + whole * found['image'])}" + (f" with {whole} images" if whole > 1 else "") + (f", from {found['images']}" if found["images"] < whole else ""))
     weigh = lambda network: sum(tensor.nbytes for tensor in network.state_dict().values())
     return {"format": FORMAT, "recipe": recipe.name, "costs": costs, "bytes": {"network": weigh(subject.network)}, "peak_memory_bytes": peak_memory(device),
             "threads": torch.get_num_threads(), "seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d"), "code": importlib.import_module("scdd.site").module_hashes("scdd.plan"), **provenance(device)}
@@ -382,7 +384,7 @@ def fits(costs: dict,    # of `measure`, or of its file
         if operation not in costs["costs"]: raise UserError(f"{where}: has no cost of a {operation}, which {recipe.name} needs; measure again with the same options and --save")
         theirs, ours = costs["costs"][operation]["shape"], json.loads(json.dumps(shape(operation, recipe, sizes)))
         for name in ours | theirs:
-            if theirs.get(name) != ours.get(name): raise UserError(f"{where}: was measured with {name} {theirs.get(name)}, and here it is {ours.get(name)}; measure again with the same options and --save")
+            if theirs.get(name) != ours.get(name): raise UserError(f"{where}: measured with {name} {theirs.get(name)}, and here it is {ours.get(name)}; measure again with the same options and --save")
     return costs
 
 def read_costs(path,  # that `scdd plan --save` wrote
@@ -452,7 +454,7 @@ def held_against(folder,       # of a run, finished or not
     if not (folder/"data"/"stage.json").is_file(): raise UserError(f"--against {folder}: is no run folder with results; 'scdd run RECIPE --out {folder}' makes one")
     recipe, data = from_dict(read_json(folder/"recipe.json")["recipe"]), read_json(folder/"data"/"stage.json")
     sizes = Sizes(data["images"], data["test_images"], len(data["classes"]), data["channels"], data["size"])
-    fits(costs, recipe, sizes, f"--against {folder}: the costs")
+    fits(costs, recipe, sizes, f"--against {folder}: its costs")
     note = lambda result: folder/result/"stage.json"
     rows = [{"result": row["result"], "planned": row["seconds"], "took": read_json(note(row["result"]))["seconds"]} for row in planned(recipe, sizes, costs) if note(row["result"]).is_file()]
     return {"recipe": asdict(recipe), "sizes": asdict(sizes), "rows": rows, **{key: sum(row[key] for row in rows) for key in ("planned", "took")}}
