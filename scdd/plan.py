@@ -335,8 +335,9 @@ def cost_of(make,              # (images) -> run(steps)
             proportional=False,  # to the images, without a fixed part
            )->dict:
     "Seconds of a step that every step has, seconds for each image, and seconds more for a first step."
-    least = min(least, batch); run = make(least); run(1)
-    guess = elapsed(run, 1, device) / getattr(run, "steps", 1) * batch / least
+    least = min(least, batch); run = make(least)
+    if least < batch: run(1)
+    guess = elapsed(run, 1, device) / getattr(run, "steps", 1) * batch / least if least < batch else 0.0
     if guess > cap:
         some = max(least, int(batch * cap / 4 / guess))
         return {"step": 0.0, "image": per_step(make(some), device, cap)[0] / some if some > least else guess / batch, "start": 0.0, "images": some, "of": batch}
@@ -361,9 +362,10 @@ def measure(recipe: Recipe,
     device, began = pick(device), time.monotonic()
     subject, costs = Subject(recipe, sizes, device), {}
     for operation in needed(recipe, sizes):
-        whole = batch_of(operation, subject)
-        found = cost_of(MEASURES[operation](subject), whole, fewest(operation, subject), device, cap, operation == "recovery step" and compiles(subject))
-        costs[operation] = found | {"shape": shape(operation, recipe, sizes)}
+        whole, own = batch_of(operation, subject), shape(operation, recipe, sizes)
+        same = next((cost for other, cost in costs.items() if other.split()[-1] == operation.split()[-1] == "look" and cost["shape"] == own), None)
+        found = same or cost_of(MEASURES[operation](subject), whole, fewest(operation, subject), device, cap, operation == "recovery step" and compiles(subject))
+        costs[operation] = found | {"shape": own}
         tell(f"  {operation:<18} {exactly(found['step'] + whole * found['image'])}" + (f" with {whole} images" if whole > 1 else "") + (f", from {found['images']}" if found["images"] < whole else ""))
     weigh = lambda network: sum(tensor.nbytes for tensor in network.state_dict().values())
     return {"format": FORMAT, "recipe": recipe.name, "costs": costs, "bytes": {"network": weigh(subject.network)}, "peak_memory_bytes": peak_memory(device),
