@@ -438,7 +438,8 @@ def table(recipe: Recipe, sizes: Sizes, costs: dict, devices=1)->str:
     head, several = ("result", "one device", f"{devices} devices", "what is done"), devices > 1
     wide = [max(len(row[i]) for row in [head, *cells]) for i in range(3)]
     lines = [f"{name:<{wide[0]}}  {one:>{wide[1]}}  " + (f"{more:>{wide[2]}}  " if several else "") + what for name, one, more, what in [head, *cells]]
-    notes = [f"a {name} was measured with {found['images']} of {found['of']} images, and the rest taken in proportion" for name, found in costs["costs"].items() if found["images"] < found["of"] and name in needed(recipe, sizes) and not name.endswith("forward")]
+    fewer = [f"{name} with {found['images']} of {found['of']}" for name, found in costs["costs"].items() if found["images"] < found["of"] and name in needed(recipe, sizes)]
+    notes = [note for note in (costs.get("note"), fewer and "measured with fewer images and taken in proportion: " + ", ".join(fewer)) if note]
     if several: notes.append("pretraining on several devices: an upper limit of what they save")
     lines += ["", f"time        {total / 3600:,.3g} h ({duration(total)}) on one device" + (f", {shared / 3600:,.3g} h ({duration(shared)}) on {devices}" if several else ""),
               f"disk        {sum(stored.values()) / 1e9:,.3g} GB: " + ", ".join(f"{name} {size(amount)}" for name, amount in stored.items()),
