@@ -119,7 +119,7 @@ class Relabel:
     store: bool = False  # write all labels to disk before training and replay them
     dtype: Literal["float32", "float16", "uint8", "uint4"] = "uint4"  # of stored logits; uint8, uint4: 255 or 15 steps from the largest of a row down to its smallest
     top: Optional[int] = 16  # stored logits of a row: its largest, and one value for the rest, where that takes fewer bytes than the row; None: all
-    kept_epochs: Optional[int] = 0  # stored epochs, replayed in turn; 0: as many as fit into a fortieth of 16-bit logits of every epoch; None: all
+    kept_epochs: Optional[int] = 0  # stored epochs, replayed in turn; 0: as many as fit into a fortieth of 16-bit logits of every epoch, but 50 at least; None: all
     draws: Literal["again", "stored"] = "again"  # order and augmentation of stored labels: drawn again from the seed, or stored beside them
 
 # %% ../nbs/pipeline/10_recipes.ipynb #37f05934

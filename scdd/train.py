@@ -402,7 +402,7 @@ def protocol(config: dict, relabel: dict)->str:
     tested = f", tested by a moving average of the weights that keeps {config['ema']:g} at each step" if config.get("ema") else ""
     text = f"{config['students']} student{'s' * (config['students'] > 1)} on {'one set' if config['sets'] == 'one' else 'a set each'}, {config['epochs']} epochs in batches of {config['batch']}, {config['optimizer']} at {config['learning_rate']:g} with {rate}, weight decay {config['weight_decay']:g}; {shown}{tested}."
     if config["labels"] == "hard": return "Hard labels: " + text
-    kept = relabel.get("kept_epochs"); epochs = {None: "all epochs", 0: "epochs in a fortieth of the bytes of 16-bit logits, in turn"}.get(kept, f"{kept} epochs in turn")
+    kept = relabel.get("kept_epochs"); epochs = {None: "all epochs", 0: "epochs in a fortieth of the bytes of 16-bit logits, or 50, in turn"}.get(kept, f"{kept} epochs in turn")
     stored = f"stored in {relabel['dtype']} ({epochs}{', the ' + str(relabel['top']) + ' largest of a row' if relabel.get('top') else ''})"
     compared = f"at temperature {config['temperature']:g}{' with the loss times its square' if config['temperature_squared'] else ''}"
     if config.get("loss") == "mse_ce": compared = f"by the squared distance of logits and {config['hard_weight']:g} times the cross-entropy with the class"
