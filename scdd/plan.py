@@ -7,8 +7,8 @@ __all__ = ['KNOWN', 'WATCHED', 'DEPENDS', 'FREE', 'MEASURES', 'CAP', 'FORMAT', '
            'pretraining', 'probing', 'recovering', 'teaching', 'work_of', 'shape', 'needed', 'Subject',
            'pretraining_step', 'look', 'probe_step', 'forward', 'patches', 'compiles', 'recovery_step', 'student_step',
            'together_of', 'label_step', 'batch_of', 'fewest', 'elapsed', 'per_step', 'cost_of', 'measure', 'exactly',
-           'fits', 'read_costs', 'seconds_of', 'planned', 'label_bytes', 'disk', 'table', 'held_against', 'against',
-           'command']
+           'fits', 'read_costs', 'seconds_of', 'planned', 'kept_labels', 'label_bytes', 'disk', 'table', 'held_against',
+           'against', 'command']
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00004
 import functools, importlib, json, math, shlex, statistics, time
@@ -108,7 +108,8 @@ def work_of(recipe: Recipe, sizes: Sizes)->dict:  # {"recover": [Item, …], …
     images = sizes.classes * recipe.recover.ipc
     stored = recipe.relabel.store
     same = (recipe.student, recipe.full) == (recipe.network, recipe.supervised)
-    labels = [Item("label step", -(-images // recipe.train.batch) * recipe.train.epochs, images * recipe.train.epochs)] if stored else []
+    epochs = kept_labels(recipe, sizes)[0]
+    labels = [Item("label step", -(-images // recipe.train.batch) * epochs, images * epochs)] if stored else []
     full = [] if same else pretraining("full", "student", recipe.full, sizes, recipe.hard.students, tested=False) + [Item("student forward", 0, recipe.hard.students * sizes.test, recipe.hard.students)]
     everything = {"data": [], "pretrain/ssl": pretraining("ssl", "network", recipe.pretrain, sizes),
                   "pretrain/supervised": pretraining("supervised", "network", recipe.supervised, sizes) + [Item("network forward", 0, sizes.test)],
@@ -128,7 +129,7 @@ DEPENDS = {"ssl step": ("network", "pretrain"), "supervised step": ("network", "
            "network forward": ("network",), "student forward": ("student",)}
 FREE = {"epochs", "learning_rate", "momentum", "weight_decay", "warmup", "label_smoothing", "temperature", "ema", "ema_end", "sinkhorn_epsilon", "teacher_temperature",
         "center_momentum", "hand_on", "normalization", "measure_every", "schedule", "schedule_epochs", "steps", "ipc", "betas", "r_bn", "first_bn", "arrange", "init",
-        "patch_candidates", "patch_min", "crop_start", "crop_milestone", "keep", "rounding", "teacher", "students", "sets", "temperature_squared", "mix_alpha", "test_every", "store", "dtype"}
+        "patch_candidates", "patch_min", "crop_start", "crop_milestone", "keep", "rounding", "teacher", "students", "sets", "temperature_squared", "mix_alpha", "test_every", "store", "dtype", "top", "kept_epochs", "draws", "hard_weight"}
 
 def shape(operation: str, recipe: Recipe, sizes: Sizes)->dict:
     "What the cost of a step depends on."
@@ -409,17 +410,16 @@ def planned(recipe: Recipe, sizes: Sizes, costs: dict, devices=1)->list:  # of {
         rows.append({"result": name, "what": what, "seconds": sum(times), "shared": sum(seconds * share(item.parts, devices) for item, seconds in zip(items, times))})
     return rows
 
+def kept_labels(recipe: Recipe, sizes: Sizes)->tuple:
+    "Epochs of soft labels that are stored, and the bytes of each; none where a teacher makes them in the loop."
+    if not recipe.relabel.store: return 0, 0
+    from scdd.relabel import label_size
+    return label_size(sizes.classes * recipe.recover.ipc, sizes.classes, sizes.size, recipe.data.name, recipe.train, recipe.relabel)
+
 def label_bytes(recipe: Recipe, sizes: Sizes)->int:
-    "Bytes of the soft labels on disk, laid out as `scdd.relabel` does; 0 where a teacher makes them in the loop."
-    if not recipe.relabel.store: return 0
-    import torch
-    from scdd.relabel import draw_step, epoch_order, pack
-    train, count = recipe.train, sizes.classes * recipe.recover.ipc
-    order = epoch_order(count, train, 0, 0, "cpu", recipe.relabel.teacher_bn == "running"); sizes_met = [len(rows) for rows in order]
-    def weight(rows):
-        drawn = draw_step(rows, sizes.size, train, recipe.data.name, 0, 0, 0, "cpu")
-        return sum(tensor.nbytes for tensor in pack([(rows, drawn, torch.zeros(len(rows), sizes.classes))], getattr(torch, recipe.relabel.dtype))[0].values())
-    return train.epochs * sum(sizes_met.count(len(rows)) * weight(rows) for rows in {len(rows): rows for rows in order}.values())
+    "Bytes of the soft labels on disk."
+    epochs, each = kept_labels(recipe, sizes)
+    return round(epochs * each)
 
 def disk(recipe: Recipe, sizes: Sizes, costs: dict)->dict:
     "Bytes on disk, computed: decoded images, networks, distilled images (as pixels, more than their PNG files take), soft labels."

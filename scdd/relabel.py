@@ -13,6 +13,7 @@ __all__ = ['BITS', 'ENCODED', 'FORMAT', 'SHAPING', 'SMALLER', 'FEWEST', 'SHARD_B
 import contextlib, hashlib, json, math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import nn
@@ -173,7 +174,7 @@ SHAPING = ["epochs", "batch", "mix", "mix_alpha", "crop", "crop_padding", "crop_
 def describe(teacher, images_set, train: Train, relabel: Relabel, seed)->dict:
     "All that the stored labels depend on."
     top = kept_logits(relabel, len(images_set.classes)); shaping = SHAPING + ["temperature"] * (top < len(images_set.classes))
-    return {"format": FORMAT, "count": len(images_set.labels), "classes": list(images_set.classes), "size": images_set.images.shape[-1], "data": data_name(images_set), "seed": seed,
+    return {"format": FORMAT, "count": len(images_set.labels), "classes": list(images_set.classes), "mean": list(map(float, images_set.mean)), "std": list(map(float, images_set.std)), "size": images_set.images.shape[-1], "data": data_name(images_set), "seed": seed,
             "train": {key: getattr(train, key) for key in shaping}, "teacher_bn": relabel.teacher_bn, "normalization": relabel.normalization,
             "dtype": relabel.dtype, "top": top, "draws": relabel.draws,
             "set": fingerprint(images_set.images, images_set.labels), "teacher": fingerprint(*teacher.state_dict().values())}
@@ -224,7 +225,8 @@ def order_again(about: dict,  # of labels.json
 
 def draws_again(about: dict, indices, epoch, step)->dict:
     "What chance decided about a stored step."
-    return draw_step(indices, about["size"], Train(**about["train"]), about["data"], about["seed"], epoch, step, about["device"])
+    train = Train(**about["train"])
+    return draw_step(indices, about["size"], train, about["data"], about["seed"], epoch, step, about["device"]) | grey_of(SimpleNamespace(**about), train, about["device"])
 
 def draw_mark(about: dict)->str:
     "A fingerprint of all orders, and of the first step of each epoch; '' where the device is not there."

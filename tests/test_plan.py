@@ -53,7 +53,7 @@ def test_a_recipe_is_planned_as_it_is_run():
 def test_what_else_a_recipe_may_ask_for():
     count = lambda values, name, base=DIGITS: {item.operation: (item.steps, item.images) for item in work_of(override(base, values), sizes_of(base.data))[name]}
     assert count({"relabel.store": True, "train.students": 2}, "train/distilled_soft")["replayed step"] == (2 * 700, 2 * 10_000)
-    assert count({"relabel.store": True}, "relabel")["label step"] == (700, 10_000) and "soft step" in count({"relabel.store": True}, "train/random_soft")
+    assert count({"relabel.store": True}, "relabel")["label step"] == (350, 5000) and count({"relabel.store": True, "relabel.kept_epochs": None}, "relabel")["label step"] == (700, 10_000) and "soft step" in count({"relabel.store": True}, "train/random_soft")
     assert count({"recover.init": "patch"}, "recover")["class of patches"] == (10, 500)
     assert count({"recover.ipc": 25}, "recover")["recovery step"] == (3 * 300, 75_000 + 0 * 1) and count({"recover.arrange": "single"}, "recover")["recovery step"] == (10 * 300, 30_000)
     assert count({"pretrain.measure_every": 0}, "pretrain/ssl") == {"ssl step": (200, 51_200)}

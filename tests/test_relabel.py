@@ -260,7 +260,7 @@ def test_broken_shard_is_named(few, teacher, tmp_path):
     with pytest.raises(UserError, match="labels_00000.safetensors.*no such file.*delete its folder"): SoftLabels(tmp_path)[0, 0]
     store_labels(teacher, few, CONFIG, Relabel(), 0, "cpu", tmp_path); assert len(SoftLabels(tmp_path)[0, 0][0]) == 8  # a lost shard is written again
     write_tensors(shard, {"logits": torch.zeros(3, 10)}, {"columns": json.dumps({"logits": ["image", "float32"]})})
-    with pytest.raises(UserError, match="does not hold 30 labels"): SoftLabels(tmp_path)[0, 0]
+    with pytest.raises(UserError, match="does not hold 90 labels"): SoftLabels(tmp_path)[0, 0]
 
 def test_other_settings_are_refused(few, teacher, tmp_path):
     stored = store_labels(teacher, few, CONFIG, Relabel(), 0, "cpu", tmp_path)
