@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'WATCHED', 'DEPENDS', 'FREE', 'MEASURES', 'CAP', 'FORMAT', 'Sizes', 'sizes_of', 'Item', 'share', 'watched',
-           'pretraining', 'probing', 'recovering', 'teaching', 'work_of', 'shape', 'needed', 'Subject',
+           'pretraining', 'probing', 'recovering', 'teaching', 'kept_labels', 'work_of', 'shape', 'needed', 'Subject',
            'pretraining_step', 'look', 'probe_step', 'forward', 'patches', 'compiles', 'recovery_step', 'student_step',
            'together_of', 'label_step', 'batch_of', 'fewest', 'elapsed', 'per_step', 'cost_of', 'measure', 'exactly',
-           'fits', 'read_costs', 'seconds_of', 'planned', 'kept_labels', 'label_bytes', 'disk', 'table', 'held_against',
-           'against', 'command']
+           'fits', 'read_costs', 'seconds_of', 'planned', 'label_bytes', 'disk', 'table', 'held_against', 'against',
+           'command']
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00004
 import functools, importlib, json, math, shlex, statistics, time
@@ -102,6 +102,12 @@ def teaching(operation, config, sizes, images)->list:
     return [Item(operation, config.students * steps, config.students * images * config.epochs, config.students), Item("student forward", 0, config.students * tests * sizes.test, config.students)]
 
 # %% ../nbs/practice/42b_plan.ipynb #42b0000f
+def kept_labels(recipe: Recipe, sizes: Sizes)->tuple:
+    "Epochs of soft labels that are stored, and the bytes of each; none where a teacher makes them in the loop."
+    if not recipe.relabel.store: return 0, 0
+    from scdd.relabel import label_size
+    return label_size(sizes.classes * recipe.recover.ipc, sizes.classes, sizes.size, recipe.data.name, recipe.train, recipe.relabel)
+
 def work_of(recipe: Recipe, sizes: Sizes)->dict:  # {"recover": [Item, …], …}, in the order of a run
     "All that is to be done for each result that a recipe needs."
     if recipe.peer: raise UserError(f"{recipe.name}: images by {recipe.peer.method} are not planned; scdd plan knows the recipes' own recovery")
@@ -409,12 +415,6 @@ def planned(recipe: Recipe, sizes: Sizes, costs: dict, devices=1)->list:  # of {
         what = ", ".join(f"{item.steps or item.images:,} {item.operation if item.steps else item.operation.replace(' forward', ' images')} × {exactly(seconds / (item.steps or item.images))}" for item, seconds in zip(items, times))
         rows.append({"result": name, "what": what, "seconds": sum(times), "shared": sum(seconds * share(item.parts, devices) for item, seconds in zip(items, times))})
     return rows
-
-def kept_labels(recipe: Recipe, sizes: Sizes)->tuple:
-    "Epochs of soft labels that are stored, and the bytes of each; none where a teacher makes them in the loop."
-    if not recipe.relabel.store: return 0, 0
-    from scdd.relabel import label_size
-    return label_size(sizes.classes * recipe.recover.ipc, sizes.classes, sizes.size, recipe.data.name, recipe.train, recipe.relabel)
 
 def label_bytes(recipe: Recipe, sizes: Sizes)->int:
     "Bytes of the soft labels on disk."
