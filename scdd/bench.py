@@ -78,7 +78,7 @@ class Sizes:
     pictures: tuple = ((2000, 32), (200, 224))  # how many are made for loading, and their side
     decoded: int = 10_000  # images of a data set that the plain loop decodes; what there is more is extrapolated
     starts: int = 5  # processes of each kind
-    growth: tuple = (8, 224, 2, 25, (1, 10, 30, 100))  # width, side, steps, images a batch; images per class of ten classes
+    growth: tuple = (8, 224, 2, 25, (5, 10, 30, 100))  # width, side, steps, images a batch; images per class of ten classes
     processes: tuple = (16, 32, 20, 50, 20)  # width, side, steps, images a batch; images per class of ten classes
     compile: bool = True  # time the compiled recovery too, which compiles for half a minute or more
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'WATCHED', 'DEPENDS', 'FREE', 'MEASURES', 'CAP', 'FORMAT', 'Sizes', 'sizes_of', 'Item', 'share', 'watched',
-           'pretraining', 'probing', 'recovering', 'teaching', 'kept_labels', 'work_of', 'shape', 'needed', 'Subject',
-           'pretraining_step', 'look', 'probe_step', 'forward', 'patches', 'compiles', 'recovery_step', 'student_step',
-           'together_of', 'label_step', 'batch_of', 'fewest', 'elapsed', 'per_step', 'cost_of', 'measure', 'exactly',
-           'fits', 'read_costs', 'seconds_of', 'planned', 'label_bytes', 'disk', 'table', 'held_against', 'against',
-           'command']
+           'pretraining', 'probing', 'recovering', 'teaching', 'kept_labels', 'label_files', 'work_of', 'shape',
+           'needed', 'Subject', 'pretraining_step', 'look', 'probe_step', 'forward', 'patches', 'compiles',
+           'recovery_step', 'student_step', 'together_of', 'label_step', 'batch_of', 'fewest', 'elapsed', 'per_step',
+           'cost_of', 'measure', 'exactly', 'fits', 'read_costs', 'seconds_of', 'planned', 'label_bytes', 'disk',
+           'table', 'held_against', 'against', 'command']
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00004
 import functools, importlib, json, math, shlex, statistics, time
@@ -77,9 +77,8 @@ def pretraining(name: str,     # of the operation
     "Steps of pretraining, and looks at the features in between."
     batch = min(config.batch, sizes.train); steps = sizes.train // batch * config.epochs
     looks = -(-config.epochs // config.measure_every) if config.measure_every else 0
-    whole, parts = (math.inf, 1) if networks == 1 and tested else (networks, networks)
-    return [Item(f"{name} step", networks * steps, networks * steps * batch, whole),
-            *([Item(f"{network} forward", 0, networks * looks * sum(watched(sizes, tested)), parts), Item(f"{name} look", networks * looks, 0, parts)] if looks else [])]
+    return [Item(f"{name} step", networks * steps, networks * steps * batch, math.inf),
+            *([Item(f"{network} forward", 0, networks * looks * sum(watched(sizes, tested))), Item(f"{name} look", networks * looks, 0)] if looks else [])]
 
 def probing(recipe, sizes)->list:
     "The linear probe: steps of the head, features of all images where they are computed once, and a test."
@@ -92,14 +91,14 @@ def recovering(recipe, sizes)->list:
     groups, each = (sizes.classes, config.ipc) if config.arrange == "single" else (1, count)
     batches = groups * -(-each // config.batch)
     patches = min(max(config.patch_candidates, config.ipc), sizes.train // sizes.classes)
-    return [*([Item("class of patches", sizes.classes, sizes.classes * patches)] if config.init == "patch" else []),
+    return [*([Item("class of patches", sizes.classes, sizes.classes * patches, sizes.classes)] if config.init == "patch" else []),
             Item("recovery step", batches * config.steps, count * config.steps, batches, 1 + (each % -(-each // config.batch) > 0))]
 
 def teaching(operation, config, sizes, images)->list:
     "Students on so many images, and their tests."
     tests = config.epochs // config.test_every + (config.epochs % config.test_every > 0) if config.test_every else 1
     steps = -(-images // config.batch) * config.epochs
-    return [Item(operation, config.students * steps, config.students * images * config.epochs, config.students), Item("student forward", 0, config.students * tests * sizes.test, config.students)]
+    return [Item(operation, config.students * steps, config.students * images * config.epochs, config.students), Item("student forward", 0, config.students * tests * sizes.test * (2 if config.ema else 1), config.students)]
 
 # %% ../nbs/practice/42b_plan.ipynb #42b0000f
 def kept_labels(recipe: Recipe, sizes: Sizes)->tuple:
@@ -108,15 +107,22 @@ def kept_labels(recipe: Recipe, sizes: Sizes)->tuple:
     from scdd.relabel import label_size
     return label_size(sizes.classes * recipe.recover.ipc, sizes.classes, sizes.size, recipe.data.name, recipe.train, recipe.relabel)
 
+def label_files(recipe: Recipe, sizes: Sizes)->int:
+    "In how many files they lie, which several devices share."
+    if not recipe.relabel.store: return 1
+    from scdd.relabel import SHARD_BYTES
+    epochs, each = kept_labels(recipe, sizes)
+    return -(-epochs // max(1, int(SHARD_BYTES // each)))
+
 def work_of(recipe: Recipe, sizes: Sizes)->dict:  # {"recover": [Item, …], …}, in the order of a run
     "All that is to be done for each result that a recipe needs."
     if recipe.peer: raise UserError(f"{recipe.name}: images by {recipe.peer.method} are not planned; scdd plan knows the recipes' own recovery")
     images = sizes.classes * recipe.recover.ipc
     stored = recipe.relabel.store
     same = (recipe.student, recipe.full) == (recipe.network, recipe.supervised)
-    epochs = kept_labels(recipe, sizes)[0]
-    labels = [Item("label step", -(-images // recipe.train.batch) * epochs, images * epochs)] if stored else []
-    full = [] if same else pretraining("full", "student", recipe.full, sizes, recipe.hard.students, tested=False) + [Item("student forward", 0, recipe.hard.students * sizes.test, recipe.hard.students)]
+    epochs, shards = kept_labels(recipe, sizes)[0], label_files(recipe, sizes)
+    labels = [Item("label step", -(-images // recipe.train.batch) * epochs, images * epochs, shards)] if stored else []
+    full = [] if same else pretraining("full", "student", recipe.full, sizes, recipe.hard.students, tested=False) + [Item("student forward", 0, recipe.hard.students * sizes.test)]
     everything = {"data": [], "pretrain/ssl": pretraining("ssl", "network", recipe.pretrain, sizes),
                   "pretrain/supervised": pretraining("supervised", "network", recipe.supervised, sizes) + [Item("network forward", 0, sizes.test)],
                   "align/ssl": probing(recipe, sizes), "recover": recovering(recipe, sizes),
@@ -140,8 +146,9 @@ FREE = {"epochs", "learning_rate", "momentum", "weight_decay", "warmup", "label_
 def shape(operation: str, recipe: Recipe, sizes: Sizes)->dict:
     "What the cost of a step depends on."
     values = {name: value for name, value in flatten(recipe).items() if name.split(".")[0] in DEPENDS[operation] and name.split(".")[-1] not in FREE}
+    averaged = {f"{part}.ema": getattr(recipe, part).ema > 0 for part in ("train", "hard") if part in DEPENDS[operation]}
     looks = {"images looked at": list(watched(sizes, operation != "full look"))} if operation.endswith("look") else {}
-    return {"data.name": Path(recipe.data.name).name, "data.classes": sizes.classes, "channels": sizes.channels, "data.size": sizes.size} | values | looks
+    return {"data.name": Path(recipe.data.name).name, "data.classes": sizes.classes, "channels": sizes.channels, "data.size": sizes.size} | values | averaged | looks
 
 def needed(recipe: Recipe, sizes: Sizes)->list:
     "The kinds of step that a recipe has."

@@ -13,7 +13,8 @@ from .files import UserError, nearest
 __all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS',
            'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture', 'Pretrain',
            'Align', 'Recover', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe', 'flatten',
-           'difference', 'complaint', 'check', 'override', 'from_dict', 'comments', 'grid_recipes', 'recovering']
+           'difference', 'complaint', 'exact_labels', 'check', 'override', 'from_dict', 'comments', 'grid_recipes',
+           'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -337,6 +338,10 @@ def complaint(name: str,   # of the field, without its stage
     return "must be at most 1" if name in AT_MOST_ONE and value > 1 else ""
 
 # %% ../nbs/pipeline/10_recipes.ipynb #8cc7c193
+def exact_labels(dtype: str, top: Optional[int])->bool:
+    "Whether stored labels are the logits themselves, and all of them."
+    return dtype.startswith("float") and top is None
+
 def check(recipe: Recipe,  # what to look at
          )->Recipe:        # the same
     "Raise `UserError` for the first value that cannot be meant."
@@ -345,6 +350,8 @@ def check(recipe: Recipe,  # what to look at
         for name, kind in get_type_hints(type(stage)).items() if is_dataclass(stage) else ():
             wrong = complaint(name, getattr(stage, name), kind)
             if wrong: raise UserError(f"--{part.name}.{name} {getattr(stage, name)}: {wrong}".replace("--peer.", "--"))
+    if recipe.relabel.store and recipe.train.loss == "mse_ce" and not exact_labels(recipe.relabel.dtype, recipe.relabel.top):
+        raise UserError("--train.loss mse_ce: compares the logits themselves, which stored labels keep only up to a constant or in part; add --relabel.dtype float16 --relabel.top None, or leave --relabel.store False")
     return recipe
 
 def override(recipe: Recipe,  # what to start from

@@ -7,7 +7,7 @@ __all__ = ['BITS', 'ENCODED', 'FORMAT', 'SHAPING', 'SMALLER', 'FEWEST', 'SHARD_B
            'soft_logits', 'pixels', 'normaliser', 'data_name', 'epoch_order', 'draw_step', 'together', 'labelled',
            'kept_logits', 'encode', 'in_pairs', 'decode', 'fingerprint', 'describe', 'stored_step', 'narrow', 'pack',
            'label_size', 'order_again', 'draws_again', 'draw_mark', 'read_about', 'open_shard', 'SoftLabels',
-           'open_labels', 'store_labels', 'begin', 'label_epochs', 'replayed']
+           'open_labels', 'store_labels', 'opened', 'begin', 'label_epochs', 'replayed']
 
 # %% ../nbs/pipeline/08_relabel.ipynb #c92bbf4c
 import contextlib, hashlib, json, math
@@ -21,7 +21,7 @@ from .augment import apply_student, draw_student, grey_of
 from .data import batches, to_float
 from .device import autocast, generator, pick, within_memory
 from .files import Checkpoint, UserError, progress, read_json, write_json, write_tensors
-from .processes import everyone, mine, rank, ranks
+from .processes import everyone, from_first, mine, rank, ranks
 from .recipes import Relabel, Train
 
 # %% ../nbs/pipeline/08_relabel.ipynb #a1d2dfaf
@@ -310,18 +310,24 @@ def store_labels(teacher,          # network
     "Write the teacher's logits for every image of the kept epochs, with what chance decided about it; of several processes each writes some shards."
     folder, device, saved = Path(folder), pick(device), Checkpoint(Path(checkpoint)/f"process-{rank()}" if checkpoint and ranks() > 1 else checkpoint)
     about = begin(folder, describe(teacher, images_set, train, relabel, seed), train, relabel, device)
-    if about["finished"] and all((folder/shard["file"]).exists() for shard in about["shards"]): return open_labels(folder)
+    if from_first(about["finished"] and all((folder/shard["file"]).exists() for shard in about["shards"])): return opened(folder)
+    mark = json.dumps({name: value for name, value in about.items() if name not in ("finished", "shards")}, sort_keys=True)
     teacher, images = teacher.to(device, memory_format=torch.channels_last).eval(), pixels(images_set, device)
     for shard in progress(mine(about["shards"]), "relabel", unit="shard"):
         if (folder/shard["file"]).exists(): continue
-        steps = label_epochs(teacher, images, images_set, train, relabel, seed, device, shard["first"], shard["first"] + shard["epochs"], saved)
+        steps = label_epochs(teacher, images, images_set, train, relabel, seed, device, shard["first"], shard["first"] + shard["epochs"], saved, mark)
         tensors, columns = pack(steps)
         if not all(tensors[name].isfinite().all() for name in ("logits", "range") if name in tensors): raise UserError(f"relabel, epochs {shard['first'] + 1} to {shard['first'] + shard['epochs']}: a label is not a finite number" + ("; look at the teacher" if relabel.dtype == "float32" else "; look at the teacher, or try --relabel.dtype float32"))
         write_tensors(folder/shard["file"], tensors, {"columns": json.dumps(columns)}); saved.clear()
     everyone(None)
     if rank() == 0: write_json(folder/"labels.json", about | {"finished": True})
     everyone(None)
-    return open_labels(folder)
+    return opened(folder)
+
+def opened(folder)->SoftLabels:
+    "The labels, once every process has opened them: the first may move the folder afterwards."
+    labels = open_labels(folder); everyone(None)
+    return labels
 
 # %% ../nbs/pipeline/08_relabel.ipynb #8a9b28dc
 def begin(folder, about, train: Train, relabel: Relabel, device)->dict:
@@ -333,19 +339,20 @@ def begin(folder, about, train: Train, relabel: Relabel, device)->dict:
     if relabel.draws == "again": about["draw"] = draw_mark(about | {"device": kind})
     found = read_about(folder) if path.exists() else about | {"device": kind, "torch": torch.__version__, "images_per_epoch": sum(map(len, epoch_order(count, train, 0, 0, "cpu", lone))), "shards": shards, "finished": False}
     different = [key for key in about if found.get(key) != about[key]]
+    if different == ["draw"]: raise UserError(f"{folder}: order and augmentation were drawn on {found['device']} by torch {found['torch']}, and here other numbers are drawn; go on there, or delete this folder and begin again")
     if different: raise UserError(f"{folder}: holds soft labels that were made with another {', '.join(different)}; give another folder or delete this one")
     if not path.exists(): write_json(path, found)
     return found
 
-def label_epochs(teacher, images, images_set, train, relabel, seed, device, first, last, saved)->list:
+def label_epochs(teacher, images, images_set, train, relabel, seed, device, first, last, saved, mark)->list:
     "The steps of epochs first to last - 1 as they are stored, from where a checkpoint left off."
     steps, state, lone = [], saved.load(), relabel.teacher_bn == "running"
-    if state and state["first"] == first: steps = state["steps"]
+    if state and (state["of"], state["first"]) == (mark, first): steps = state["steps"]
     per_epoch = len(epoch_order(len(images), train, seed, first, device, lone))
     for epoch in range(first + len(steps) // per_epoch, last):
         for step, indices, drawn, _, logits in labelled(teacher, images, images_set, train, relabel, seed, epoch, device, len(steps) % per_epoch, lone):
             steps.append(stored_step(indices, drawn, logits, train, relabel))
-            saved.save(lambda: {"first": first, "steps": steps})
+            saved.save(lambda: {"of": mark, "first": first, "steps": steps})
     return steps
 
 # %% ../nbs/pipeline/08_relabel.ipynb #019ee1f3

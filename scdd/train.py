@@ -24,7 +24,7 @@ from .models import build
 from .processes import from_first, mine, rank, ranks, together
 from .plot import as_pixels, bars, figure, show
 from .pretrain import follower, update_ema
-from .recipes import Architecture, Pretrain, Relabel, Train
+from .recipes import Architecture, Pretrain, Relabel, Train, exact_labels
 from .relabel import SoftLabels, fingerprint, labelled, pixels, replayed, soft_loss
 
 # %% ../nbs/pipeline/09_train.ipynb #c43d9521
@@ -91,6 +91,7 @@ def check_labels(labels: SoftLabels, images_set, config: Train):
     if about["train"]["epochs"] < config.epochs: raise UserError(f"{where}: holds labels for a training of {about['train']['epochs']} epochs, and this one lasts {config.epochs}; lower train.epochs or store more")
     different = [key for key, value in about["train"].items() if key not in ("epochs", "precision") and value != getattr(config, key)]
     if different: raise UserError(f"{where}: the labels were stored with another train.{different[0]} ({about['train'][different[0]]}, not {getattr(config, different[0])}); store them again")
+    if config.loss == "mse_ce" and not exact_labels(about["dtype"], about["top"] if about["top"] < len(about["classes"]) else None): raise UserError(f"{where}: train.loss mse_ce compares the logits themselves, and these labels keep them only up to a constant or in part; store them with --relabel.dtype float16 --relabel.top None")
 
 # %% ../nbs/pipeline/09_train.ipynb #42751967
 @dataclass
@@ -402,8 +403,8 @@ def protocol(config: dict, relabel: dict)->str:
     tested = f", tested by a moving average of the weights that keeps {config['ema']:g} at each step" if config.get("ema") else ""
     text = f"{config['students']} student{'s' * (config['students'] > 1)} on {'one set' if config['sets'] == 'one' else 'a set each'}, {config['epochs']} epochs in batches of {config['batch']}, {config['optimizer']} at {config['learning_rate']:g} with {rate}, weight decay {config['weight_decay']:g}; {shown}{tested}."
     if config["labels"] == "hard": return "Hard labels: " + text
-    kept = relabel.get("kept_epochs"); epochs = {None: "all epochs", 0: "epochs in a fortieth of the bytes of 16-bit logits, or 50, in turn"}.get(kept, f"{kept} epochs in turn")
-    stored = f"stored in {relabel['dtype']} ({epochs}{', the ' + str(relabel['top']) + ' largest of a row' if relabel.get('top') else ''})"
+    kept = relabel.get("kept_epochs"); epochs = {None: "all epochs", 0: "at most the epochs that fit into a fortieth of the bytes of 16-bit logits, or 50, in turn"}.get(kept, f"at most {kept} epochs, in turn")
+    stored = f"stored in {relabel['dtype']} ({epochs}{', at most the ' + str(relabel['top']) + ' largest of a row' if relabel.get('top') else ''})"
     compared = f"at temperature {config['temperature']:g}{' with the loss times its square' if config['temperature_squared'] else ''}"
     if config.get("loss") == "mse_ce": compared = f"by the squared distance of logits and {config['hard_weight']:g} times the cross-entropy with the class"
     bn = "its running" if relabel["teacher_bn"] == "running" else "the batch's"
