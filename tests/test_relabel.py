@@ -232,7 +232,7 @@ def test_other_random_numbers_are_refused(few, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "draw_step", other)
     with pytest.raises(UserError, match=r"drawn on cpu by torch .*--relabel.draws stored") as error: open_labels(tmp_path/"again")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="another draw;"): store_labels(teacher, few, CONFIG, COMPACT, 0, "cpu", tmp_path/"again")
+    with pytest.raises(UserError, match="other numbers are drawn; go on there"): store_labels(teacher, few, CONFIG, COMPACT, 0, "cpu", tmp_path/"again")
     assert len(open_labels(tmp_path/"stored")) == 3
 
 def test_a_device_that_is_not_there_is_named(few, teacher, tmp_path):
