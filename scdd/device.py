@@ -66,11 +66,12 @@ def processor()->str:
 def faster_in_bfloat16()->float:
     "How many times faster this processor convolves in bfloat16 than in float32: measured once, then remembered."
     note = cache_folder()/"processor.json"
-    try: return read_json(note)[processor()]
-    except (UserError, KeyError, TypeError): pass
+    try: known = dict(read_json(note))
+    except (UserError, TypeError, ValueError): known = {}
+    if processor() in known: return known[processor()]
     measured = {precision: min(median_seconds(precision) for _ in range(3)) for precision in ("float32", "bfloat16")}
     ratio = round(measured["float32"] / measured["bfloat16"], 2)
-    with contextlib.suppress(OSError, UserError): write_json(note, {processor(): ratio})
+    with contextlib.suppress(OSError, UserError): write_json(note, known | {processor(): ratio})
     return ratio
 
 # %% ../nbs/pipeline/00_device.ipynb #de0b6431

@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'writing', 'remove', 'write_json', 'read_json', 'write_tensors', 'read_tensors', 'read_about',
-           'read_rows', 'tensor_file', 'Checkpoint', 'progress', 'cache_folder', 'code_hash']
+           'read_rows', 'tensor_file', 'Checkpoint', 'progress', 'cache_folder', 'fingerprint', 'code_hash']
 
 # %% ../nbs/pipeline/00_files.ipynb #664c536b
-import difflib, hashlib, importlib.util, json, os, re, shutil, sys, time
+import difflib, hashlib, importlib.util, json, os, re, secrets, shutil, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def nearest(word: str,    # what was typed
 def writing(path,   # the file or folder that is to appear
            ):
     "Yield a path beside `path`, and move it there in whole when the block ends well."
-    path = Path(path); beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path = Path(path); beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
     remove(beside); beside.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield beside
@@ -122,6 +122,13 @@ def cache_folder(cache=None)->Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or homes.get(sys.platform, Path.home()/".cache"))/"scdd"
 
 # %% ../nbs/pipeline/00_files.ipynb #2ad2c392
+def fingerprint(*arrays)->str:
+    "Sixteen hex digits of the bytes of arrays or tensors."
+    import numpy as np
+    digest = hashlib.sha256()
+    for array in arrays: digest.update(np.ascontiguousarray(array.detach().cpu() if hasattr(array, "detach") else array))
+    return digest.hexdigest()[:16]
+
 def code_hash(*modules):
     "Twelve hex digits of the source of these modules and of all scdd modules that they import."
     seen, queue = {}, list(modules)

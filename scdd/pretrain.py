@@ -23,7 +23,7 @@ from .augment import augment_supervised, views
 from .data import batches, to_device, to_float
 from .device import autocast, generator, pick, within_memory
 from .files import Checkpoint, UserError, nearest, progress
-from .processes import alone, average, divisible, joined, mine, rank, ranks, share, synced
+from .processes import alone, average, divisible, from_first, joined, rank, ranks, share, synced
 from .models import build, knn_accuracy, seeded
 from .recipes import Pretrain
 
@@ -227,6 +227,7 @@ def pretrain(data,              # ImageData, the training split
     per_epoch = len(data) // config.batch; steps, losses = per_epoch * config.epochs, torch.zeros(per_epoch, device=device)
     origin = {"seed": seed, "data": data.fingerprint, "architecture": asdict(architecture), "config": asdict(config)}
     first, curve, seconds = resume(saved, origin, parts, optimizer, losses)
+    if first != from_first(first): raise UserError(f"pretrain: this process would go on from step {first} and the first one from another; give all of them one --out, on a file system that they share")
     spent = lambda: seconds + time.monotonic() - begun
     for step in progress(range(first, steps), f"pretrain {config.method}", total=steps, initial=first):
         epoch, place = divmod(step, per_epoch)

@@ -28,11 +28,14 @@ def connect(device,  # torch.device that this process works on
            )->int:   # how many processes there are
     "Meet the other processes, if there are any; all then agree on the precision of the first."
     if ranks() > 1 or int(os.environ.get("WORLD_SIZE", 1)) < 2: return ranks()
+    if device.type not in ("cpu", "cuda"): raise UserError(f"--device {device}: several processes work on processors or on CUDA devices; give --device cpu, or start a single one")
+    if device.type == "cuda" and device.index != int(os.environ["LOCAL_RANK"]): raise UserError(f"--device {device}: of several processes each has a device of its own; give --device cuda")
     import atexit
     from accelerate import PartialState
-    PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))  # one may work for days before the others are needed
+    talk = {"backend": "cpu:gloo,cuda:nccl"} if device.type == "cuda" else {"cpu": True}  # words by way of gloo, which notices who is gone
+    PartialState(**talk, timeout=timedelta(days=7))  # one may work for days before the others are needed
     atexit.register(dist.destroy_process_group)
-    os.environ["SCDD_PRECISION"] = from_first("bfloat16" if has_bfloat16(device.type) else "float32")
+    os.environ["SCDD_PRECISION"] = from_first(("bfloat16" if has_bfloat16(device.type) else "float32") if rank() == 0 else None)
     has_bfloat16.cache_clear()
     return ranks()
 
@@ -111,11 +114,11 @@ def synced_norm(layer, x: torch.Tensor)->torch.Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32)); count = wide.numel() // wide.shape[1] * ranks()
     away = wide - layer.running_mean.view(shape)
     first, second = Summed.apply(torch.stack([away.sum(dims), away.square().sum(dims)])) / count
-    var = second - first.square()
+    var = (second - first.square()).clamp(min=0)
     with torch.no_grad():
         layer.num_batches_tracked += 1
         layer.running_var.lerp_(var * count / max(1, count - 1), layer.momentum)
-        mean = layer.running_mean.clone(); layer.running_mean.add_(first, alpha=layer.momentum)
+        layer.running_mean.add_(first, alpha=layer.momentum)
     scale = (var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight)
     return ((away - first.view(shape)) * scale.view(shape) + (0 if layer.bias is None else layer.bias.view(shape))).to(x.dtype)
 

@@ -24,7 +24,7 @@ from .augment import crop, crop_boxes, roll, roll_shifts
 from .bn import bn_loss, combine, matching, running_statistics
 from .data import class_folder, random_rows, to_float
 from .device import autocast, can_compile, generator, pick, within_memory
-from .files import Checkpoint, UserError, progress, read_about, read_json, read_rows, read_tensors, remove, write_json, write_tensors, writing
+from .files import Checkpoint, UserError, fingerprint, progress, read_about, read_json, read_rows, read_tensors, remove, write_json, write_tensors, writing
 from .processes import everyone, from_first, mine
 from .models import bn_layers, require_batchnorm
 from .recipes import Recover
@@ -317,6 +317,7 @@ def with_fallback(fast, slow):
     def careful(images):
         if broken: return slow(images)
         try: return fast(images)
+        except torch.OutOfMemoryError: raise
         except Exception as error: broken.append(str(error).strip().split("\n")[0][:120])
         print(f"recover: torch.compile failed ({broken[0]}); going on without it", file=sys.stderr)
         return slow(images)
@@ -367,7 +368,7 @@ def recover_batch(network, read,     # of `reader`
     if bar is not None: bar.update(first)
     def losses_at(step, size):
         optimizer.zero_grad()
-        go, parts = (backward_in_parts if size < len(start) else backward), replace(config, micro_batch=size)
+        go, parts = (backward_in_parts if size < len(start) else backward), (replace(config, micro_batch=size) if size < (config.micro_batch or len(start)) else config)
         return go(read, view(images, config, step, generator(device, *key, step)), labels, stored, parts)
     looked, at_once = time.monotonic(), min(config.micro_batch or len(start), len(start))
     for step in range(first, config.steps):
@@ -397,8 +398,7 @@ def check_fit(network, data, config):
 def made_with(network, data, config, seed)->dict:
     "What a checkpoint has to agree with to be continued."
     values = {k: v for k, v in asdict(config).items() if k not in ("micro_batch", "compile")}
-    weights = float(sum(p.detach().double().abs().sum() for p in network.parameters()))
-    return json.loads(json.dumps({"config": values, "seed": seed, "data": data.fingerprint, "weights": weights}))
+    return json.loads(json.dumps({"config": values, "seed": seed, "data": data.fingerprint, "weights": fingerprint(*network.state_dict().values())}))
 
 # %% ../nbs/pipeline/07_recover.ipynb #6d066f08
 def piece(folder: Path, kind: str, number: int, about: dict, make)->Path:
@@ -461,7 +461,9 @@ def in_batches(network,      # that normalises the images, and chooses what they
         files = pieces(folder, "batch", [partial(make, number, group) for number, group in enumerate(groups)], about)
         bar.close()
         images, curve = Images(files, groups), torch.stack([read_tensors(path)[0]["curve"] for path in files]).mean(0)
-        return np.asarray(images) if in_memory or not checkpoint else images, labels.numpy(), curve, len(groups)
+        found = np.asarray(images) if in_memory or not checkpoint else images
+        everyone(None)  # nobody leaves, and takes the folder along, before all have read
+        return found, labels.numpy(), curve, len(groups)
 
 # %% ../nbs/pipeline/07_recover.ipynb #c6e4de37
 def recover(network,               # a Network with a trained head and BatchNorm layers

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BITS', 'ENCODED', 'FORMAT', 'SHAPING', 'SMALLER', 'FEWEST', 'SHARD_BYTES', 'soft_loss', 'batch_normalised',
            'soft_logits', 'pixels', 'normaliser', 'data_name', 'epoch_order', 'draw_step', 'together', 'labelled',
-           'kept_logits', 'encode', 'in_pairs', 'decode', 'fingerprint', 'describe', 'stored_step', 'narrow', 'pack',
-           'label_size', 'order_again', 'draws_again', 'draw_mark', 'read_about', 'open_shard', 'SoftLabels',
-           'open_labels', 'store_labels', 'opened', 'begin', 'label_epochs', 'replayed']
+           'kept_logits', 'encode', 'in_pairs', 'decode', 'describe', 'stored_step', 'narrow', 'pack', 'label_size',
+           'order_again', 'draws_again', 'draw_mark', 'read_about', 'open_shard', 'SoftLabels', 'open_labels',
+           'store_labels', 'opened', 'begin', 'label_epochs', 'replayed']
 
 # %% ../nbs/pipeline/08_relabel.ipynb #c92bbf4c
-import contextlib, hashlib, json, math
+import contextlib, json, math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from torch import nn
 from .augment import apply_student, draw_student, grey_of
 from .data import batches, to_float
 from .device import autocast, generator, pick, within_memory
-from .files import Checkpoint, UserError, progress, read_json, write_json, write_tensors
+from .files import Checkpoint, UserError, fingerprint, progress, read_json, write_json, write_tensors
 from .processes import everyone, from_first, mine, rank, ranks
 from .recipes import Relabel, Train
 
@@ -162,12 +162,6 @@ def decode(stored: dict,     # of encode
     return logits if "classes" not in stored else logits[:, -1:].expand(-1, classes).scatter(1, stored["classes"].long(), logits[:, :-1])
 
 # %% ../nbs/pipeline/08_relabel.ipynb #57be9d34
-def fingerprint(*arrays)->str:
-    "Sixteen hex digits of the bytes of arrays or tensors."
-    digest = hashlib.sha256()
-    for array in arrays: digest.update(np.ascontiguousarray(array.detach().cpu() if isinstance(array, torch.Tensor) else array))
-    return digest.hexdigest()[:16]
-
 FORMAT = "scdd soft labels 2"
 SHAPING = ["epochs", "batch", "mix", "mix_alpha", "crop", "crop_padding", "crop_min", "flip", "augment", "precision"]
 

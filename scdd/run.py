@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'SHARED', 'ENDED', 'COMMANDS', 'OWN', 'ONLY', 'RUNS', 'NEEDS', 'plan', 'behind',
-           'borrowed', 'key', 'stopwatch', 'elsewhere', 'once', 'first', 'several', 'told', 'wait', 'assist', 'gone',
-           'readable', 'batch_option', 'say', 'duration', 'weight', 'copy', 'claim', 'version', 'locked', 'hold',
-           'Work', 'make_data', 'make_pretrain', 'make_align', 'store_network', 'make_recover', 'splits', 'make_peer',
-           'store_images', 'make_relabel', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data', 'steps',
-           'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order', 'preview', 'check_networks', 'complete',
-           'same_images', 'conclude', 'report_of', 'typed', 'unusual', 'with_peer', 'as_plain', 'sizes', 'curves',
-           'summary', 'grid', 'in_turn', 'prepare', 'grid_row', 'sweep', 'swept', 'cells_of', 'as_markdown', 'chart',
-           'write_table', 'compare', 'apart', 'compare_row', 'own_options', 'usage', 'options', 'parse', 'usual_config',
-           'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly', 'recipes', 'show', 'command', 'axes_of',
-           'start', 'default_folder', 'bench', 'failed', 'main']
+           'borrowed', 'key', 'modified', 'stopwatch', 'elsewhere', 'once', 'is_first', 'several', 'told', 'wait',
+           'assist', 'gone', 'readable', 'batch_option', 'say', 'duration', 'weight', 'copy', 'claim', 'version',
+           'locked', 'hold', 'Work', 'make_data', 'make_pretrain', 'make_align', 'store_network', 'make_recover',
+           'splits', 'make_peer', 'store_images', 'make_relabel', 'agreement', 'make_figure', 'as_learned',
+           'teacher_of', 'full_data', 'steps', 'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order',
+           'check_batches', 'preview', 'check_networks', 'complete', 'same_images', 'conclude', 'report_of', 'typed',
+           'unusual', 'with_peer', 'as_plain', 'sizes', 'curves', 'summary', 'grid', 'in_turn', 'prepare', 'grid_row',
+           'sweep', 'swept', 'cells_of', 'as_markdown', 'chart', 'write_table', 'compare', 'apart', 'compare_row',
+           'own_options', 'usage', 'options', 'parse', 'usual_config', 'nearest_option', 'value_of', 'quietly',
+           'unboxed', 'plainly', 'recipes', 'show', 'command', 'axes_of', 'start', 'default_folder', 'bench', 'failed',
+           'main']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, io, itertools, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
@@ -77,6 +78,11 @@ def key(name: str,         # of a result, as in the plan
     return hashlib.sha256(json.dumps([name, values, seed, fingerprint], sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/pipeline/11_run.ipynb #ee79764d
+def modified(path: Path)->float:
+    "When a file was written last; 0 where another process has just taken it away."
+    try: return path.stat().st_mtime
+    except OSError: return 0.0
+
 @contextlib.contextmanager
 def stopwatch(kept: Path,  # the folder of this stage's checkpoints
              ):            # yields a function that says how many seconds the work took so far, over all attempts
@@ -84,7 +90,7 @@ def stopwatch(kept: Path,  # the folder of this stage's checkpoints
     note, before = kept/"attempt.json", 0.0
     if note.is_file():
         last, states = read_json(note), [path for path in kept.rglob("*") if path.is_file() and path.name != note.name]
-        before = last["before"] + max([path.stat().st_mtime - last["began"] for path in states] + [0.0])
+        before = last["before"] + max([changed - last["began"] for path in states if (changed := modified(path))] + [0.0])
     began = time.time()
     write_json(note, {"began": began, "before": before})
     yield lambda: round(before + time.time() - began, 2)
@@ -110,7 +116,7 @@ def once(folder: Path,  # of the run
     place, kept = folder/name, folder/".checkpoints"/name
     state = told("done" if (place/"stage.json").is_file() else elsewhere(name, wanted, reuse))
     if state == "done": return read_json(place/"stage.json")
-    if not first(): return assist(place, kept, None if state or name.split("/")[0] not in SHARED else make)
+    if not is_first(): return assist(place, kept, None if state or name.split("/")[0] not in SHARED else make)
     with readable(place), writing(place) as beside, stopwatch(kept) as seconds:
         if state: copy(state/name, beside)
         else:
@@ -127,7 +133,7 @@ SHARED = ("pretrain", "recover", "relabel", "train")  # stages that several proc
 
 ENDED = "another process of this run has ended (its own message is above, or it was killed); start the same command again, and it goes on"
 
-def first()->bool:
+def is_first()->bool:
     "Whether this is the first process of the run, or the only one."
     return int(os.environ.get("RANK", 0)) == 0
 
@@ -156,7 +162,7 @@ def assist(place, kept, make)->dict:
 
 def gone(error)->bool:
     "Whether an error says that another process is gone."
-    return several() and bool(re.search("Connection closed|Connection reset|Broken pipe|Connection refused|NCCL|Timed out waiting", str(error)))
+    return several() and bool(re.search("Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|Socket.*closed|Timed out waiting", str(error)))
 
 # %% ../nbs/pipeline/11_run.ipynb #4056bd1f
 @contextlib.contextmanager
@@ -175,15 +181,14 @@ def readable(place: Path,  # of the result in work
 
 def batch_option(place: Path)->str:
     "The option that decides how much memory a result needs while it is made."
-    stage, name = place.parent.name, place.name
-    options = {"ssl": "--pretrain.batch", "supervised": "--supervised.batch", "recover": "--recover.micro_batch (which changes no result)", "full_data": "--full.batch"}
-    if stage == "align": return "--align.batch"
-    return options.get(name) or ("--hard.batch" if name.endswith("hard") else "--train.batch")
+    options = {"pretrain/ssl": "--pretrain.batch", "pretrain/supervised": "--supervised.batch", "align/ssl": "--align.batch", "recover": "batch of the method (--recover.batch, or --config.batch)",
+               "relabel": "--train.batch", "train/full_data": "--full.batch", "train/distilled_hard": "--hard.batch", "train/random_hard": "--hard.batch"}
+    return next((option for name, option in options.items() if place.as_posix().endswith(name)), "--train.batch")
 
 # %% ../nbs/pipeline/11_run.ipynb #29507e3f
 def say(line: str):
     "One line for the reader, at once; of several processes the first one speaks."
-    if first(): print(line, flush=True)
+    if is_first(): print(line, flush=True)
 
 def duration(seconds: float,
             )->str:  # 8.2 s, 3 min 20 s, 2 h 05 min
@@ -209,7 +214,7 @@ def claim(folder: Path,    # of the run
           seed: int,
          ):
     "Make a folder this recipe's own; a folder that is another's raises `UserError`."
-    if not first(): return
+    if not is_first(): return
     note = folder/"recipe.json"
     if not note.is_file():
         strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
@@ -233,7 +238,7 @@ def version()->str:
 def locked(folder: Path,  # of the run
           ):
     "Hold a run folder for this process alone, or for all processes of this run."
-    if not first(): yield; return
+    if not is_first(): yield; return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder/".lock", "a+") as file:
         try: hold(file)
@@ -319,7 +324,7 @@ def store_network(network, folder, title):
 # %% ../nbs/pipeline/11_run.ipynb #3a7bc8b7
 def make_recover(work, folder, kept):
     "Chapter 07: the images; or those of another method."
-    if work.recipe.peer: return make_peer(work, folder, kept) if first() or splits(work.recipe.peer) else ({}, "")
+    if work.recipe.peer: return make_peer(work, folder, kept) if is_first() or splits(work.recipe.peer) else ({}, "")
     from scdd.recover import recover
     config = work.recipe.recover
     made = recover(work.network(TEACHER[config.teacher]), work.train, config, work.seed, work.device, kept, in_memory=False)
@@ -342,7 +347,7 @@ def make_peer(work, folder, kept):
 
 def store_images(made, folder)->dict:
     "A set in its folder, and what the report says of it."
-    if first(): made.save(folder)
+    if is_first(): made.save(folder)
     return {"images": len(made.images), "image_bytes": int(made.nbytes), "curve": made.provenance.get("curve", [])}
 
 # %% ../nbs/pipeline/11_run.ipynb #7efa8770
@@ -354,7 +359,7 @@ def make_relabel(work, folder, kept):
     if recipe.relabel.store:
         from scdd.relabel import store_labels
         facts["kept_epochs"] = len(store_labels(teacher, made, recipe.train, recipe.relabel, work.seed, work.device, kept/"labels", kept/"shard"))
-        if first(): os.replace(kept/"labels", folder/"labels")
+        if is_first(): os.replace(kept/"labels", folder/"labels")
     return facts, f"relabel by the {recipe.relabel.teacher} network: it names {100 * facts['agreement']:.0f} % of the images as intended" + (f"; {facts['kept_epochs']} of {recipe.train.epochs} epochs stored" if recipe.relabel.store else "")
 
 def agreement(teacher, made)->float:
@@ -450,6 +455,7 @@ def run(recipe,          # a Recipe, or the name of one
     if not (folder/"data"/"stage.json").is_file(): in_order(lambda: preview(work))
     with locked(folder):
         claim(folder, recipe, work.seed); wait()
+        if not (folder/"recipe.json").is_file(): raise UserError(f"{folder}: another process made it, and it is not there for this one; give all of them one --out, on a file system that they share")
         facts = complete(work, names, [Path(other) for other in reuse])
         return conclude(work, facts) if until == "train" else folder
 
@@ -465,21 +471,31 @@ def meet(work, until):
            **{f"--{name}": value for name, value in flatten(work.recipe).items()}})
 
 def stopped(*_):
-    "What the first process says when the launcher ends it."
-    if first(): print(f"scdd: stopped: {ENDED}", file=sys.stderr, flush=True)
+    "What the first process says when it is told to end."
+    if is_first(): print(f"scdd: stopped from outside, perhaps since {ENDED}", file=sys.stderr, flush=True)
     raise SystemExit(143)
 
 def in_order(look):
-    "The first process looks before the others, which then find what it has decoded."
-    if first(): look()
+    "The first process of a machine looks before the others, which then find what it has decoded."
+    leads = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if leads: look()
     wait()
-    if not first(): look()
+    if not leads: look()
+
+def check_batches(work):
+    "Refuse, before anything is trained, a batch that the processes cannot share."
+    if not several(): return
+    from scdd.processes import divisible
+    recipe, names = work.recipe, plan(work.recipe)
+    parts = [part for part, name in (("pretrain", "pretrain/ssl"), ("supervised", "pretrain/supervised"), ("full", "train/full_data")) if name in names]
+    for part in parts: divisible(min(getattr(recipe, part).batch, len(work.train)), f"--{part}.batch")
 
 def preview(work):
     "Fail early: a missing data set, fewer images in a class than are asked for, or a network that cannot be recovered from."
     recipe, peer = work.recipe, work.recipe.peer
     try:
         work.random(work.seed), work.test
+        check_batches(work)
         if peer is None: return check_networks(work)
         from scdd.peers.compare import check_peer, find_peer
         check_peer(peer.method, work.train, recipe.recover.ipc, from_dict(peer.config, find_peer(peer.method)[1]), peer.teacher)
@@ -509,7 +525,7 @@ def same_images(work, facts):
 def conclude(work, facts):
     "The report of a finished run; written once."
     from scdd.train import Report
-    if first() and not all((work.folder/f"report.{kind}").is_file() for kind in ("json", "html")): report_of(work, facts).save(work.folder, work.distilled, work.random(1000 * work.seed))
+    if is_first() and not all((work.folder/f"report.{kind}").is_file() for kind in ("json", "html")): report_of(work, facts).save(work.folder, work.distilled, work.random(1000 * work.seed))
     wait()
     return Report.load(work.folder)
 
@@ -585,7 +601,11 @@ def grid(recipe,          # what the cells have in common
 def in_turn(kind, folder, recipe, cells, row, command, data, device, seed, reuse)->list:
     "Run these recipes one after the other, each with an eye on the others; one table in the end."
     places, rows = {name: folder/kind/name for name in cells}, []
-    prepare(folder, recipe, data, device, seed)
+    if several():
+        from scdd.device import pick
+        from scdd.processes import connect
+        connect(pick(device))
+    in_order(lambda: prepare(folder, recipe, data, device, seed))
     for i, (name, cell) in enumerate(cells.items()):
         say(f"[{i + 1} of {len(cells)}] {name}")
         report = run(cell, places[name], data, device, seed, reuse=[folder, *(place for other, place in places.items() if other != name), *reuse])
@@ -593,7 +613,7 @@ def in_turn(kind, folder, recipe, cells, row, command, data, device, seed, reuse
     return write_table(folder, kind, recipe, seed, rows, command, report)
 
 def prepare(folder, recipe, data, device, seed):
-    "Look at the images, then claim the folder of a grid."
+    "Look at the images, then claim the folder of a table."
     from scdd.device import pick
     preview(Work(folder, recipe, int(seed), pick(device), data))
     with locked(folder): claim(folder, recipe, int(seed))
@@ -659,7 +679,7 @@ def chart(rows):
 def write_table(folder, kind, recipe, seed, rows, command, report)->list:  # the rows
     "grid.json or compare.json with what made it, and the same as a page that needs nothing else."
     from scdd.train import STYLE, picture, table
-    if not first(): return rows
+    if not is_first(): return rows
     write_json(folder/f"{kind}.json", {"recipe": asdict(recipe) | {"seed": seed}, "rows": rows, "command": command,
                                        "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)), "device": report.device, "versions": report.versions})
     head, body = cells_of(rows)
@@ -679,20 +699,21 @@ def compare(recipe,       # gives the data, the images per class, the students a
     from scdd.train import Report
     folder, rows = Path(out or Path("runs")/f"{recipe.name}-compare"), []
     names = ["scdd", *(check_method(name) for name in methods or PEERS)]
-    prepare(folder, recipe, data, device, seed)
+    if is_first(): prepare(folder, recipe, data, device, seed)
     for i, name in enumerate(names):
         say(f"[{i + 1} of {len(names)}] {name}")
         cell = recipe if name == "scdd" else with_peer(recipe, name)
         others = [str(place) for place in (*(folder/other for other in names[:i]), *reuse) if Path(place).is_dir()]
         options = {"--out": [str(folder/name)], "--data": [str(data)] if data else [], "--device": [str(device)], "--reuse": others}
-        if not (folder/name/"report.html").is_file(): apart([*shlex.split(typed(cell, seed))[1:], *(word for option, given in options.items() if given for word in (option, *given))])
+        if not (folder/name/"report.html").is_file(): apart([*shlex.split(typed(cell, seed))[1:], *(word for option, given in options.items() if given for word in (option, *given))], i)
         report = Report.load(folder/name)
         rows.append(compare_row(name, folder/name, cell, report))
     return write_table(folder, "compare", recipe, seed, rows, typed(recipe, seed).replace("scdd run", "scdd compare", 1) + (f" --methods {' '.join(methods)}" if methods else ""), report)
 
-def apart(words: list):
-    "A command in a process of its own; its failure is ours."
-    code = subprocess.run([sys.executable, "-m", "scdd", *words]).returncode
+def apart(words: list, turn=0):
+    "A command in a process of its own (in as many as we are, which meet at a place of their own in each turn); its failure is ours."
+    meeting = {"MASTER_PORT": str(int(os.environ["MASTER_PORT"]) + 1 + turn), "TORCHELASTIC_USE_AGENT_STORE": "False"} if several() else {}
+    code = subprocess.run([sys.executable, "-m", "scdd", *words], env=os.environ | meeting).returncode
     if code in (130, -2): raise KeyboardInterrupt
     if code: raise UserError(f"scdd {' '.join(words[:3])} ended with exit code {code}; its last lines say why, and the same command goes on")
 
@@ -929,7 +950,7 @@ def bench(words):
 # %% ../nbs/pipeline/11_run.ipynb #d8c49839
 def failed(line: str, code: int)->int:
     "Say why on stderr; of several processes the first one speaks, and the others only when it has not ended them."
-    if not first(): time.sleep(3)
+    if not is_first(): time.sleep(3)
     print(line, file=sys.stderr, flush=True)
     return code
 

@@ -1,6 +1,7 @@
 "Several processes of one thread: what is split comes together as one process has it."
 import os, shlex, subprocess, sys, textwrap, time
 import psutil, pytest, torch
+from scdd.files import read_json
 from scdd.recover import load_set
 from scdd.train import Report
 
@@ -88,3 +89,11 @@ def test_processes_that_mean_different_things_are_refused(tmp_path):
 def test_what_does_not_split_evenly_is_refused(tmp_path):
     done = launch(["-m", "scdd", "pretrain", "digits", "--pretrain.batch", "33", "--out", tmp_path/"run"], 2, check=False)
     assert done.returncode and "--pretrain.batch 33: cannot be split evenly among 2 processes" in done.stderr
+
+def test_tables_of_two_processes(tmp_path):
+    words = [*SMALL, "--network.width", "8", "--student.width", "8", "--relabel.store", "True"]
+    launch(["-m", "scdd", "compare", "digits", *words, "--methods", "random", "herding", "--out", tmp_path/"compare"], 2)
+    rows = read_json(tmp_path/"compare"/"compare.json")["rows"]
+    assert [row["cell"] for row in rows] == ["scdd", "random", "herding"] and all(row["distilled_soft"]["n"] == 2 for row in rows)
+    said = launch(["-m", "scdd", "sweep", "digits", "relabel.dtype", "uint4", "uint8", *words, "--reuse", tmp_path/"compare"/"scdd", "--out", tmp_path/"sweep"], 2).stdout
+    assert said.count("| uint") == 2 and len(read_json(tmp_path/"sweep"/"sweep.json")["rows"]) == 2

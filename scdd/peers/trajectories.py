@@ -194,6 +194,8 @@ def train_experts(data: ImageData,
             write_tensors(buffer.path(member), {"weights": points[:, place]}, about)
         remove(folder/f"from-{members[0]:05d}")
     bar.close(); everyone(None)
+    if rank() == 0:
+        for left in folder.glob("from-*"): remove(left)
     return buffer
 
 # %% ../../nbs/peers/23_trajectories.ipynb #904877fa
@@ -560,7 +562,7 @@ def match_trajectories(data: ImageData,
     logits, _ = as_function(build(config.network, data, 0).to(device))
     transform = fit_zca(data, config.zca_epsilon, device) if config.zca else None
     with tempfile.TemporaryDirectory() as spare:
-        folder = Path(config.folder or Path(checkpoint or spare)/"experts")
+        folder = Path(config.folder or Path(checkpoint or from_first(spare))/"experts")
         buffer = train_experts(data, config.network, config.experts, seed, device, folder, transform); trained = time.monotonic()
         if rank(): return None  # the experts were work for all, the images are for one
         images, labels = start_images(data, ipc, config.init, seed, device)
