@@ -361,7 +361,7 @@ def test_the_typed_command_makes_the_same_recipe():
     assert parse("distill", words[2:])[0] == recipe
 
 def test_compare_makes_one_row_for_each_method(ours, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "apart", lambda words: main(words))
+    monkeypatch.setattr(runs, "apart", lambda words, turn: main(words))
     monkeypatch.setattr("scdd.peers.compare.usual", hurried)
     words = ["compare", "digits", *SMALL_WORDS, "--methods", "random", "cafe", "--reuse", str(ours), "--out", str(tmp_path/"all")]
     assert main(words) == 0
@@ -374,9 +374,9 @@ def test_compare_makes_one_row_for_each_method(ours, tmp_path, monkeypatch, caps
     assert "| random |" in show(tmp_path/"all") and ">cafe<" in (tmp_path/"all/compare.html").read_text()
 
 def test_a_failure_of_one_method_ends_the_comparison(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda words: type("Done", (), {"returncode": 2}))
+    monkeypatch.setattr(subprocess, "run", lambda words, env: type("Done", (), {"returncode": 2}))
     with pytest.raises(UserError, match="scdd distill dc digits ended with exit code 2"): runs.apart(["distill", "dc", "digits"])
-    monkeypatch.setattr(subprocess, "run", lambda words: type("Done", (), {"returncode": 130}))
+    monkeypatch.setattr(subprocess, "run", lambda words, env: type("Done", (), {"returncode": 130}))
     with pytest.raises(KeyboardInterrupt): runs.apart(["distill", "dc", "digits"])
 
 def test_a_teacher_from_a_file(ours, tmp_path, capsys):
