@@ -257,11 +257,11 @@ def train_full(data,                # ImageData: the whole training set
 
 # %% ../nbs/pipeline/09_train.ipynb #a4ede0d9
 def git_commit(folder)->str|None:
-    "The commit of a working tree in which this folder is tracked, with + where files have changed; None where there is none."
+    "The commit of a working tree in which this folder is tracked, with + where files in it have changed; None where there is none."
     def git(*words): return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     try:
         git("ls-files", "--error-unmatch", ".")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError): return None
 
 def commit()->str:
