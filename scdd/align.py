@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from .augment import augment_supervised
 from .data import ImageData, batches, to_device, to_float
-from .device import autocast, generator, pick
+from .device import autocast, generator, pick, within_memory
 from .files import Checkpoint, UserError, progress
 from .models import Network
 from .recipes import Align
@@ -24,14 +24,14 @@ from .recipes import Align
 def collect(network: Network,
             images: torch.Tensor,  # uint8 N×C×H×W, anywhere
             device,                # where the network is
-            batch=500,             # images at once
+            batch=500,             # images at once; fewer where the device's memory does not suffice
             precision="auto",      # arithmetic of the forward pass
             part="features",       # features, or normalized: what is asked of the network
            )->torch.Tensor:        # float32 N×D
     "The network's features (or logits) of many images, in eval mode and without gradients."
     was = network.training; network.eval()
     try:
-        with autocast(device, precision): found = [getattr(network, part)(to_float(some.to(device))).float() for some in images.split(batch)]
+        with autocast(device, precision): found, _ = within_memory(lambda size: [getattr(network, part)(to_float(some.to(device))).float() for some in images.split(size)], batch, "evaluation")
     finally: network.train(was)
     return torch.cat(found)
 

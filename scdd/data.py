@@ -8,9 +8,9 @@ __all__ = ['EXTENSIONS', 'LAYOUT', 'FULL_LOOK', 'ABOUT', 'NAMES', 'FOLDERS', 'DO
            'digits', 'short_hash', 'images_in', 'class_folders', 'Listing', 'list_tree', 'is_tiny', 'list_tiny',
            'read_table', 'decode', 'open_image', 'agree', 'decode_block', 'decode_all', 'in_order', 'worker_pool',
            'follow_parent', 'write_pixels', 'quick_state', 'full_state', 'prepared', 'read_about', 'writable',
-           'forget_old', 'cache_folder', 'data_root', 'find', 'layout', 'find_known', 'available', 'folder_source',
-           'read_listing', 'download_source', 'read_cifar', 'cifar', 'load', 'load_files', 'to_device', 'to_float',
-           'batches', 'random_subset', 'class_folder']
+           'forget_old', 'data_root', 'find', 'layout', 'find_known', 'available', 'folder_source', 'read_listing',
+           'download_source', 'read_cifar', 'cifar', 'load', 'load_files', 'to_device', 'to_float', 'batches',
+           'random_rows', 'random_subset', 'class_folder']
 
 # %% ../nbs/pipeline/01_data.ipynb #b7efc99d
 import ctypes, fnmatch, functools, hashlib, http.client, multiprocessing, os, re, signal, socket, sys, tarfile, time
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from .device import generator
-from .files import UserError, nearest, progress, read_json, write_json, writing
+from .files import UserError, cache_folder, nearest, progress, read_json, write_json, writing
 from .recipes import Data
 
 # %% ../nbs/pipeline/01_data.ipynb #c4c843df
@@ -386,13 +386,6 @@ def forget_old(cache: Path, stem: str, keep: Path):
             try: path.unlink()
             except OSError: pass  # another process still maps it (Windows)
 
-# %% ../nbs/pipeline/01_data.ipynb #c65588c8
-def cache_folder(cache=None)->Path:
-    "Where decoded images are kept: `cache`, else SCDD_CACHE, else this system's folder for caches."
-    if cache or os.environ.get("SCDD_CACHE"): return Path(cache or os.environ["SCDD_CACHE"]).expanduser().absolute()
-    homes = {"darwin": Path.home()/"Library"/"Caches", "win32": Path(os.environ.get("LOCALAPPDATA") or Path.home()/"AppData"/"Local")}
-    return Path(os.environ.get("XDG_CACHE_HOME") or homes.get(sys.platform, Path.home()/".cache"))/"scdd"
-
 # %% ../nbs/pipeline/01_data.ipynb #ba3a946e
 def data_root(root=None)->Path:
     "The folder that holds data sets: `root` (--data), else SCDD_DATA, else `data` in the cache folder."
@@ -555,18 +548,22 @@ def batches(count: int,       # images
     return found[:-1] if drop_last and len(found) > 1 and len(found[-1]) < batch_size else found
 
 # %% ../nbs/pipeline/01_data.ipynb #5f12aebe
-def random_subset(data: ImageData,  # real images
-                  ipc: int,         # images per class, at most as many as the smallest class has
-                  seed=0,           # another seed, other images
-                 )->ImageData:      # in the order of the classes
-    "Some images of each class, drawn without replacement."
+def random_rows(data: ImageData,  # real images
+                ipc: int,         # images per class, at most as many as the smallest class has
+                seed=0,           # another seed, other images
+               )->list:           # for each class, positions in `data`
+    "Which images of each class, drawn without replacement."
     rows = []
     for label, name in enumerate(data.classes):
         mine = np.flatnonzero(data.labels == label)
         if not 1 <= ipc <= len(mine): raise UserError(f"--ipc {ipc}: the class {name} of {data.name} has {len(mine)} images; give 1 to {len(mine)}")
         order = torch.randperm(len(mine), generator=generator("cpu", seed, "random subset", label))
         rows.append(mine[order[:ipc].numpy()])
-    return data.subset(np.concatenate(rows))
+    return rows
+
+def random_subset(data: ImageData, ipc: int, seed=0)->ImageData:  # in the order of the classes
+    "Some images of each class as a data set."
+    return data.subset(np.concatenate(random_rows(data, ipc, seed)))
 
 # %% ../nbs/pipeline/01_data.ipynb #a407ea62
 def class_folder(index: int,  # of the class

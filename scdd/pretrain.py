@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'CIFAR10', 'LOOK_EVERY', 'Moment', 'Method', 'supervised_parts', 'supervised_step', 'learning_rate',
            'optimizer_for', 'embed', 'embedding_spread', 'probe_accuracy', 'measure', 'due', 'check_config', 'assemble',
-           'make_views', 'train_step', 'finite_mean', 'watched', 'resume', 'fitted', 'pretrain', 'nt_xent', 'mlp',
-           'side', 'project', 'simclr_parts', 'simclr_step', 'update_ema', 'ema_share', 'follower', 'info_nce',
-           'Memory', 'mocov2_parts', 'in_groups', 'mocov2_keys', 'mocov2_step', 'moco_v3_loss', 'mocov3_parts',
-           'mocov3_step', 'Prototypes', 'sinkhorn', 'swav_loss', 'swav_parts', 'swav_step', 'dino_loss', 'dino_parts',
-           'dino_step']
+           'make_views', 'bn_buffers', 'train_step', 'finite_mean', 'watched', 'resume', 'fitted', 'pretrain',
+           'nt_xent', 'mlp', 'side', 'project', 'simclr_parts', 'simclr_step', 'update_ema', 'ema_share', 'follower',
+           'info_nce', 'Memory', 'mocov2_parts', 'share_of', 'in_groups', 'mocov2_keys', 'mocov2_step', 'moco_v3_loss',
+           'mocov3_parts', 'mocov3_step', 'Prototypes', 'sinkhorn', 'swav_loss', 'swav_parts', 'swav_step', 'dino_loss',
+           'dino_parts', 'dino_step']
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #dfc866d2
 import copy, math, time
@@ -21,8 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 from .augment import augment_supervised, views
 from .data import batches, to_device, to_float
-from .device import autocast, generator, pick
+from .device import autocast, generator, pick, within_memory
 from .files import Checkpoint, UserError, nearest, progress
+from .processes import alone, average, divisible, from_first, joined, rank, ranks, share, synced
 from .models import build, knn_accuracy, seeded
 from .recipes import Pretrain
 
@@ -52,8 +53,8 @@ def supervised_parts(network, config):
 
 def supervised_step(parts, images, labels, config, moment):
     "Cross-entropy with the labels."
-    with autocast(labels.device, config.precision): logits = parts["online"]["network"](images[0])
-    return F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+    with autocast(labels.device, config.precision): logits = parts["online"]["network"](share(images[0]))
+    return F.cross_entropy(joined(logits.float()), labels, label_smoothing=config.label_smoothing)
 
 METHODS["supervised"] = Method(supervised_parts, supervised_step)
 
@@ -88,8 +89,10 @@ def embed(network: nn.Module,    # any Network; it is left in eval mode
          )->torch.Tensor:        # float32 N×D on the network's device
     "The features of many images, in eval mode."
     network.eval(); device = next(network.parameters()).device
-    with autocast(device, precision):
-        return torch.cat([network.features(to_float(part.to(device)).contiguous(memory_format=torch.channels_last)).float() for part in images.split(batch)])
+    def features(size):
+        with autocast(device, precision):
+            return torch.cat([network.features(to_float(part.to(device)).contiguous(memory_format=torch.channels_last)).float() for part in images.split(size)])
+    return within_memory(features, batch, "features: images")[0]
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #a31fd9aa
 def embedding_spread(embeddings: torch.Tensor,  # N×D
@@ -132,6 +135,10 @@ def check_config(config, data):
         raise UserError(f"--pretrain.hand_on ema: {config.method} keeps no averaged network; use online, or mocov2, mocov3 or dino")
     if config.normalization == "cifar10" and data.channels != 3:
         raise UserError(f"--pretrain.normalization cifar10: {data.name} has {data.channels} channel, not 3; use data")
+    divisible(min(config.batch, len(data)), "--pretrain.batch")
+    if config.method == "mocov2" and config.key_bn != "plain" and ranks() > 1:
+        divisible(config.bn_splits, "--pretrain.bn_splits")
+        if min(config.batch, len(data)) % config.bn_splits: raise UserError(f"--pretrain.batch {config.batch}: several processes need groups of one size; give a multiple of --pretrain.bn_splits {config.bn_splits}")
     if config.epochs < 1 or config.batch < 2: raise UserError(f"--pretrain.epochs {config.epochs}, --pretrain.batch {config.batch}: at least 1 epoch and 2 images a step")
 
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
@@ -152,12 +159,18 @@ def make_views(images, data_name, config, random)->list:
     return [view.contiguous(memory_format=torch.channels_last) for view in made]
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #332e9b39
+def bn_buffers(parts)->list:
+    "The running means and variances of all BatchNorm layers."
+    return [buffer for name, buffer in parts.named_buffers() if name.endswith(("running_mean", "running_var"))]
+
 def train_step(parts, optimizer, images, labels, data_name, config, moment, steps)->torch.Tensor:
-    "One step of any method: views, loss, gradient, and the follower a little closer."
+    "One step of any method: views, loss, gradient, and the follower a little closer; several processes share the batch."
     rate = learning_rate(moment.step, steps, config.warmup * steps / config.epochs, config.learning_rate)
     for group in optimizer.param_groups: group["lr"] = rate
-    loss = METHODS[config.method].step(parts, make_views(images, data_name, config, moment.random), labels, config, moment)
-    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    with synced(parts): loss = METHODS[config.method].step(parts, make_views(images, data_name, config, moment.random), labels, config, moment)
+    optimizer.zero_grad(); loss.backward()
+    average(p.grad for p in parts.parameters()); average(bn_buffers(parts))
+    optimizer.step()
     if "ema" in parts: update_ema(parts["ema"], parts["online"], ema_share(moment.step, steps, config.ema, config.ema_end))
     return loss.detach()
 
@@ -214,6 +227,7 @@ def pretrain(data,              # ImageData, the training split
     per_epoch = len(data) // config.batch; steps, losses = per_epoch * config.epochs, torch.zeros(per_epoch, device=device)
     origin = {"seed": seed, "data": data.fingerprint, "architecture": asdict(architecture), "config": asdict(config)}
     first, curve, seconds = resume(saved, origin, parts, optimizer, losses)
+    if first != from_first(first): raise UserError(f"pretrain: this process would go on from step {first} and the first one from another; give all of them one --out, on a file system that they share")
     spent = lambda: seconds + time.monotonic() - begun
     for step in progress(range(first, steps), f"pretrain {config.method}", total=steps, initial=first):
         epoch, place = divmod(step, per_epoch)
@@ -224,8 +238,8 @@ def pretrain(data,              # ImageData, the training split
         if not ended and time.monotonic() - looked < LOOK_EVERY: continue
         mean, looked = finite_mean(losses[:place + 1], parts, config, epoch), time.monotonic()
         if ended: curve.append({"epoch": epoch + 1, "loss": mean} | (measure(handed_on, *shown, config) if due(epoch + 1, config) else {}))
-        saved.save(lambda: {"origin": origin, "parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses,
-                            "step": step + 1, "curve": curve, "seconds": spent()}, force=step + 1 == steps)
+        if rank() == 0: saved.save(lambda: {"origin": origin, "parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses,
+                                           "step": step + 1, "curve": curve, "seconds": spent()}, force=step + 1 == steps)
     handed_on.about = {"method": config.method, "epochs": config.epochs, "hand_on": config.hand_on, "curve": curve, "seconds": spent(),
                        "seed": seed, "data": data.name, "config": asdict(config)}
     return handed_on.eval()
@@ -264,10 +278,12 @@ def project(side: nn.ModuleDict,  # network and projector
             images: list,         # views, each N×C×H×W; neighbours of one size share a pass and its batch statistics
             precision: str = "auto",
            )->tuple:              # the projection of each view, float32 N×P
-    "Views to projections."
+    "Views to projections; of several processes each takes its part of every view through the network."
     with autocast(images[0].device, precision):
-        features = [side["network"].features(torch.cat(list(group))) for _, group in groupby(images, lambda view: view.shape[-1])]
-        return side["projector"](torch.cat(features)).float().chunk(len(images))
+        features = [side["network"].features(torch.cat([share(view) for view in group])) for _, group in groupby(images, lambda view: view.shape[-1])]
+        whole = torch.cat(features) if ranks() == 1 else torch.cat([joined(part) for part in torch.cat(features).chunk(len(images))])
+        projected = side["projector"](whole)
+        return projected.to(torch.promote_types(projected.dtype, torch.float32)).chunk(len(images))
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #28b7030e
 def simclr_parts(network, config):
@@ -323,9 +339,16 @@ def mocov2_parts(network, config):
     memory = Memory(queue=torch.zeros(config.queue, config.projection))
     return nn.ModuleDict({"online": online, "ema": follower(online), "memory": memory})
 
+def share_of(groups: tuple)->tuple:
+    "Neighbouring groups, as many for each process, so that the rows stay in order."
+    each = len(groups) // ranks()
+    return groups[rank() * each:(rank() + 1) * each]
+
 def in_groups(side, images, groups, precision):
-    "Project with BatchNorm statistics of each group alone, as on so many GPUs."
-    return torch.cat([project(side, [part], precision)[0] for part in images.chunk(groups)])
+    "Project with BatchNorm statistics of each group alone, as on so many GPUs; of several processes each takes some groups."
+    if groups == 1: return project(side, [images], precision)[0]
+    with alone(): found = torch.cat([project(side, [part], precision)[0] for part in share_of(images.chunk(groups))])
+    return joined(found)
 
 def mocov2_keys(ema, images, config, random):
     "Keys, with the key network's BatchNorm as `key_bn` says."

@@ -13,7 +13,8 @@ from .files import UserError, nearest
 __all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS',
            'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture', 'Pretrain',
            'Align', 'Recover', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe', 'flatten',
-           'difference', 'complaint', 'check', 'override', 'from_dict', 'comments', 'grid_recipes', 'recovering']
+           'difference', 'complaint', 'exact_labels', 'check', 'override', 'from_dict', 'comments', 'grid_recipes',
+           'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -29,10 +30,10 @@ class Data:
 @dataclass(frozen=True)
 class Architecture:
     "A network: its family, how wide it is, and how it begins."
-    name: str = "resnet18"  # resnet18, resnet34, resnet50, resnet101, convnet, or any classifier timm knows
-    width: int = 64  # channels of the stem; later stages double it (64 is the published ResNet)
+    name: str = "resnet18"  # resnet18, resnet34, resnet50, resnet101, convnet, vit, vgg11_bn, or any other classifier timm knows
+    width: int = 64  # channels of the stem; later stages double it (64 is the published ResNet or VGG); of a vit, numbers in each of its 3 heads (64 is ViT-Tiny)
     stem: Literal["small", "medium", "large"] = "small"  # small: 3x3 stride 1, no pooling (up to 64 px); medium: 3x3 stride 2; large: 7x7 stride 2 and max-pooling (224 px)
-    depth: int = 3  # blocks of a convnet; other families ignore it
+    depth: int = 3  # blocks of a convnet or a vit; other families ignore it
     norm: Literal["batch", "instance"] = "batch"  # normalisation of a convnet; other families ignore it
 
 # %% ../nbs/pipeline/10_recipes.ipynb #9fc01b59
@@ -117,7 +118,10 @@ class Relabel:
     teacher_bn: Literal["running", "batch"] = "running"  # whose BatchNorm statistics it uses
     normalization: Literal["own", "student"] = "own"  # student: the teacher sees images normalised for the student, as in the public scripts
     store: bool = False  # write all labels to disk before training and replay them
-    dtype: Literal["float32", "float16"] = "float16"  # of stored labels
+    dtype: Literal["float32", "float16", "uint8", "uint4"] = "uint4"  # of stored logits; uint8, uint4: 255 or 15 steps from the largest of a row down to its smallest
+    top: Optional[int] = 16  # stored logits of a row: its largest, and one value for the rest, where that takes fewer bytes than the row; None: all
+    kept_epochs: Optional[int] = 0  # stored epochs, replayed in turn; 0: as many as fit into a fortieth of 16-bit logits of every epoch, but 50 at least; None: all
+    draws: Literal["again", "stored"] = "again"  # order and augmentation of stored labels: drawn again from the seed, or stored beside them
 
 # %% ../nbs/pipeline/10_recipes.ipynb #37f05934
 @dataclass(frozen=True)
@@ -136,6 +140,10 @@ class Train:
     schedule_epochs: Optional[int] = None  # epochs over which the cosine reaches 0; that of the training where not given
     temperature: float = 30.0  # of the softened distributions
     temperature_squared: bool = False  # multiply the loss by the squared temperature
+    loss: Literal["kl", "mse_ce"] = "kl"  # of a teacher's labels. kl: divergence at the temperature; mse_ce: squared distance of the logits, and cross-entropy with the class
+    hard_weight: float = 0.1  # mse_ce: of that cross-entropy
+    ema: float = 0.0  # share that a moving average of the weights keeps at each step; it is the average that is tested (0: the student itself)
+    augment: Literal["usual", "dsa"] = "usual"  # usual: mix, crop and flip as follow; dsa: in their place one of DSA's six changes for each batch (chapter 2)
     mix: Literal["none", "mixup", "cutmix"] = "mixup"  # how two images are mixed
     mix_alpha: float = 0.8  # Beta(alpha, alpha) of the mixing weight
     crop: Literal["none", "pad", "resized"] = "pad"  # pad: random crop of the padded image; resized: random resized crop
@@ -152,7 +160,7 @@ class Peer:
     method: str  # dc, mtt, herding, … as `scdd distill` lists them
     config: dict = field(default_factory=dict)  # all values of that method, as plain numbers, names and lists
     teacher: Optional[str] = None  # file of the network that a decoupled method uses; where not given it is trained as `network` and `supervised` say
-    learned: Literal["used", "ignored"] = "used"  # step size and whitening that come with the images, for students with hard labels
+    learned: Literal["used", "ignored"] = "used"  # step size, whitening and labels that come with the images, for the students of the hard-label protocol
 
 @dataclass(frozen=True)
 class Recipe:
@@ -181,6 +189,14 @@ PROTOCOLS = {
     "hard": Train(labels="hard", epochs=300, batch=256, optimizer="sgd", learning_rate=0.01, weight_decay=5e-4, schedule="step",
                   mix="none", crop="pad"),
     "strong": Train(epochs=300, batch=16, learning_rate=0.001, temperature=20.0, mix="cutmix", mix_alpha=1.0, crop="resized"),
+}
+PROTOCOLS |= {  # those of other papers, for CIFAR-100
+    "dc": replace(PROTOCOLS["hard"], crop="none", flip=False),  # arXiv 2006.05929
+    "dsa": replace(PROTOCOLS["hard"], crop="none", flip=False, epochs=1000, augment="dsa"),  # arXiv 2102.08259
+    "rded": replace(PROTOCOLS["strong"], batch=100, schedule_epochs=600),  # arXiv 2312.03526
+    "gvbsm": replace(PROTOCOLS["strong"], epochs=1000, batch=64, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, loss="mse_ce"),  # arXiv 2311.17950
+    "edc": replace(PROTOCOLS["strong"], epochs=1000, batch=50, schedule_epochs=2000, loss="mse_ce", hard_weight=0.025, ema=0.99, crop_min=0.5),  # arXiv 2404.13733
+    "fadrm": replace(PROTOCOLS["strong"], epochs=1000),  # arXiv 2506.24125
 }
 
 # %% ../nbs/pipeline/10_recipes.ipynb #df7917f3
@@ -232,6 +248,13 @@ RECIPES = {r.name: r for r in [
            Recover(steps=500, learning_rate=0.05, r_bn=1.0, bn_form="normalized", init="patch", crop_min=0.5), Relabel(teacher="supervised"),
            replace(PROTOCOLS["strong"], students=3, epochs=200), replace(PROTOCOLS["hard"], students=3, epochs=200, batch=64),
            Pretrain(method="supervised", epochs=30, batch=64, learning_rate=0.05)),
+    Recipe("cifar100-narrow", "all 100 classes of CIFAR-100, a narrow network, IPC 10: the size of the experiments on two cores", "CIFAR-100 (--data)", "",
+           Data("cifar100"), Architecture(width=16), Architecture(width=16),
+           Pretrain("mocov2", 30, 256, learning_rate=0.06), Pretrain(method="supervised", epochs=20, batch=128, learning_rate=0.1),
+           Align(epochs=50, optimizer="adamw", learning_rate=0.05, schedule="cosine", augment=False),
+           Recover(steps=500, learning_rate=0.05, r_bn=1.0, bn_form="normalized", init="patch", crop_min=0.5), Relabel(teacher="supervised"),
+           replace(PROTOCOLS["strong"], students=3, epochs=100, batch=32), replace(PROTOCOLS["hard"], students=3, epochs=100, batch=64),
+           Pretrain(method="supervised", epochs=20, batch=128, learning_rate=0.1)),
     Recipe("cifar100-scdd", "SC-DD as published: MoCo v2, IPC 50 (--recover.ipc 1 and 10 for the others)", "CIFAR-100 (--data); a GPU", "",
            Data("cifar100"), Architecture(), Architecture(),
            Pretrain("mocov2", 200, 512, learning_rate=0.06, normalization="cifar10"), supervised_cifar, Align(),
@@ -292,7 +315,7 @@ def difference(first: Recipe,   # one recipe
 
 # %% ../nbs/pipeline/10_recipes.ipynb #eefd3113
 AT_LEAST_ONE = ("epochs", "batch", "steps", "ipc", "students", "width", "depth", "hidden", "projection", "queue", "prototypes", "bn_splits",
-                "sinkhorn_iterations", "patch_candidates", "micro_batch", "classes", "size", "schedule_epochs")
+                "sinkhorn_iterations", "patch_candidates", "micro_batch", "classes", "size", "schedule_epochs", "top")
 ABOVE_ZERO = ("learning_rate", "temperature", "teacher_temperature", "sinkhorn_epsilon", "crop_min", "crop_start", "crop_milestone", "patch_min", "mix_alpha")
 AT_MOST_ONE = ("crop_min", "patch_min", "crop_start", "crop_milestone", "ema", "ema_end", "momentum", "center_momentum", "label_smoothing")
 
@@ -315,6 +338,10 @@ def complaint(name: str,   # of the field, without its stage
     return "must be at most 1" if name in AT_MOST_ONE and value > 1 else ""
 
 # %% ../nbs/pipeline/10_recipes.ipynb #8cc7c193
+def exact_labels(dtype: str, top: Optional[int])->bool:
+    "Whether stored labels are the logits themselves, and all of them."
+    return dtype.startswith("float") and top is None
+
 def check(recipe: Recipe,  # what to look at
          )->Recipe:        # the same
     "Raise `UserError` for the first value that cannot be meant."
@@ -323,6 +350,8 @@ def check(recipe: Recipe,  # what to look at
         for name, kind in get_type_hints(type(stage)).items() if is_dataclass(stage) else ():
             wrong = complaint(name, getattr(stage, name), kind)
             if wrong: raise UserError(f"--{part.name}.{name} {getattr(stage, name)}: {wrong}".replace("--peer.", "--"))
+    if recipe.relabel.store and recipe.train.loss == "mse_ce" and not exact_labels(recipe.relabel.dtype, recipe.relabel.top):
+        raise UserError("--train.loss mse_ce: compares the logits themselves, which stored labels keep only up to a constant or in part; add --relabel.dtype float16 --relabel.top None, or leave --relabel.store False")
     return recipe
 
 def override(recipe: Recipe,  # what to start from

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['SPEED', 'COMPILING', 'CHECK_EVERY', 'losses_of', 'smallest_area', 'view', 'backward', 'backward_in_parts', 'frozen',
-           'low_loss_patches', 'first_images', 'arrange', 'to_pil', 'from_pil', 'to_bytes', 'through_jpeg',
+           'low_loss_patches', 'starts_of', 'first_images', 'arrange', 'to_pil', 'from_pil', 'to_bytes', 'through_jpeg',
            'SyntheticSet', 'save_set', 'read_image', 'load_set', 'Matched', 'written_out', 'compiled', 'work',
            'worth_compiling', 'reader', 'with_fallback', 'check_finite', 'resume_batch', 'keep_best', 'recover_batch',
-           'check_fit', 'made_with', 'finished_batch', 'thin', 'recover']
+           'check_fit', 'made_with', 'piece', 'pieces', 'Images', 'thin', 'in_batches', 'recover']
 
 # %% ../nbs/pipeline/07_recover.ipynb #42949220
 import contextlib, copy, io, json, math, sys, time
-from dataclasses import asdict, dataclass, field
+from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import nn
@@ -20,9 +22,10 @@ from torch.nn import functional as F
 from PIL import Image
 from .augment import crop, crop_boxes, roll, roll_shifts
 from .bn import bn_loss, combine, matching, running_statistics
-from .data import class_folder, random_subset, to_float
-from .device import autocast, can_compile, generator, pick
-from .files import Checkpoint, UserError, progress, read_json, read_tensors, write_json, write_tensors, writing
+from .data import class_folder, random_rows, to_float
+from .device import autocast, can_compile, generator, pick, within_memory
+from .files import Checkpoint, UserError, fingerprint, progress, read_about, read_json, read_rows, read_tensors, remove, write_json, write_tensors, writing
+from .processes import everyone, from_first, mine
 from .models import bn_layers, require_batchnorm
 from .recipes import Recover
 
@@ -105,18 +108,24 @@ def low_loss_patches(network,     # the teacher, in eval mode
     return (patches[best.argsort()[:keep]] * 255).round().byte()
 
 # %% ../nbs/pipeline/07_recover.ipynb #508da11f
-def first_images(network, data, config, seed, device)->torch.Tensor:  # uint8 N×C×H×W in the order of the classes; None for noise
-    "Where recovery starts from, unless it is noise."
-    if config.init == "noise": return None
+def starts_of(network, data, config, seed, device)->dict:  # class: function that gives uint8 ipc×C×H×W; empty for noise
+    "Where recovery starts from, unless it is noise; each class by itself, so that no memory has to hold them all."
+    if config.init == "noise": return {}
     smallest = int(np.bincount(data.labels, minlength=len(data.classes)).min())
     if config.ipc > smallest: raise UserError(f"recover.ipc {config.ipc}: the smallest class of {data.name} has {smallest} images, and init {config.init} wants a different one for each; lower recover.ipc or start from noise")
     looked = config.ipc if config.init == "real" else min(max(config.patch_candidates, config.ipc), smallest)
-    real = torch.from_numpy(random_subset(data, looked, seed).images)
-    if config.init == "real": return real
-    with autocast(device, config.precision):
-        found = [low_loss_patches(network, images.to(device), label, config.ipc, generator(device, seed, "recover", "patch", label), scale=(config.patch_min, 1.0)).cpu()
-                 for label, images in enumerate(real.split(looked))]
-    return torch.cat(found)
+    rows = random_rows(data, looked, seed)
+    def start_of(label):
+        real = torch.from_numpy(np.array(data.images[rows[label]]))
+        if config.init == "real": return real
+        random = generator(device, seed, "recover", "patch", label)
+        with autocast(device, config.precision): return low_loss_patches(network, real.to(device), label, config.ipc, random, scale=(config.patch_min, 1.0)).cpu()
+    return {label: partial(start_of, label) for label in range(len(data.classes))}
+
+def first_images(network, data, config, seed, device)->torch.Tensor:  # uint8 N×C×H×W in the order of the classes; None for noise
+    "The same in one piece."
+    starts = starts_of(network, data, config, seed, device)
+    return torch.cat([make() for make in starts.values()]) if starts else None
 
 # %% ../nbs/pipeline/07_recover.ipynb #cee1ead3
 def arrange(classes: int,    # how many
@@ -219,12 +228,13 @@ def load_set(folder)->SyntheticSet:
     "Read what `save_set` wrote."
     folder = Path(folder); about = read_json(folder/"set.json")
     try:
-        images = [read_image(folder/name, about["shape"]) for name in about["files"]]
+        images = np.empty((len(about["files"]), *about["shape"]), np.uint8)
+        for place, name in enumerate(about["files"]): images[place] = read_image(folder/name, about["shape"])
         tensors = read_tensors(folder/"labels.safetensors")[0] if about["tensors"] else {}
         if sorted(tensors) != about["tensors"]: raise UserError(f"{folder/'labels.safetensors'}: holds {sorted(tensors)}, where set.json says {about['tensors']}")
         arrays = {k: v.numpy() for k, v in tensors.items()}
         transform = {k.removeprefix("transform."): v for k, v in arrays.items() if k.startswith("transform.")}
-        return SyntheticSet(np.stack(images) if images else np.zeros((0, *about["shape"]), np.uint8), np.array(about["labels"], np.int64), tuple(about["classes"]), tuple(about["mean"]), tuple(about["std"]),
+        return SyntheticSet(images, np.array(about["labels"], np.int64), tuple(about["classes"]), tuple(about["mean"]), tuple(about["std"]),
                             about["provenance"], arrays.get("order"), about["learned_step"], transform or None, arrays.get("soft_labels"))
     except KeyError as error: raise UserError(f"{folder/'set.json'}: has no {error}; this is not a synthetic set of scdd") from None
 
@@ -307,6 +317,7 @@ def with_fallback(fast, slow):
     def careful(images):
         if broken: return slow(images)
         try: return fast(images)
+        except torch.OutOfMemoryError: raise
         except Exception as error: broken.append(str(error).strip().split("\n")[0][:120])
         print(f"recover: torch.compile failed ({broken[0]}); going on without it", file=sys.stderr)
         return slow(images)
@@ -355,11 +366,14 @@ def recover_batch(network, read,     # of `reader`
     live = {"images": images, "best": start.detach().clone(), "lowest": torch.full((), torch.inf, device=device), "curve": curve}
     first = checked = resume_batch(store, about, live, optimizer)
     if bar is not None: bar.update(first)
-    go, looked = backward_in_parts if config.micro_batch and config.micro_batch < len(start) else backward, time.monotonic()
+    def losses_at(step, size):
+        optimizer.zero_grad()
+        go, parts = (backward_in_parts if size < len(start) else backward), (replace(config, micro_batch=size) if size < (config.micro_batch or len(start)) else config)
+        return go(read, view(images, config, step, generator(device, *key, step)), labels, stored, parts)
+    looked, at_once = time.monotonic(), min(config.micro_batch or len(start), len(start))
     for step in range(first, config.steps):
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 + math.cos(math.pi * step / config.steps)) / 2
-        optimizer.zero_grad()
-        curve[step] = go(read, view(images, config, step, generator(device, *key, step)), labels, stored, config)
+        curve[step], at_once = within_memory(partial(losses_at, step), at_once, "recover: images", "a narrower --network.width, a smaller --data.size, or another --device")
         with torch.no_grad():
             if config.keep == "best": keep_best(live, curve[step, 0])
             if on_step: on_step(step, network.denormalize(images), curve[step])
@@ -384,22 +398,72 @@ def check_fit(network, data, config):
 def made_with(network, data, config, seed)->dict:
     "What a checkpoint has to agree with to be continued."
     values = {k: v for k, v in asdict(config).items() if k not in ("micro_batch", "compile")}
-    weights = float(sum(p.detach().double().abs().sum() for p in network.parameters()))
-    return json.loads(json.dumps({"config": values, "seed": seed, "data": data.fingerprint, "weights": weights}))
+    return json.loads(json.dumps({"config": values, "seed": seed, "data": data.fingerprint, "weights": fingerprint(*network.state_dict().values())}))
 
 # %% ../nbs/pipeline/07_recover.ipynb #6d066f08
-def finished_batch(folder, number, about):
-    "Pixels and losses of a batch that is done, or None."
-    path = Path(folder)/f"batch-{number:05d}.safetensors" if folder else None
-    if path is None or not path.is_file(): return None
-    tensors, metadata = read_tensors(path)
-    if json.loads(metadata["about"]) != about: raise UserError(f"{path}: was made with other settings; delete {path.parent} to start recovery again")
-    return tensors["pixels"], tensors["curve"]
+def piece(folder: Path, kind: str, number: int, about: dict, make)->Path:
+    "The file that holds one piece of the work; made where it is not there yet."
+    path = folder/f"{kind}-{number:05d}.safetensors"
+    if not path.is_file(): write_tensors(path, make(), {"about": json.dumps(about)})
+    elif json.loads(read_about(path)["about"]) != about: raise UserError(f"{path}: was made with other settings; delete {path.parent} to start recovery again")
+    return path
+
+def pieces(folder: Path, kind: str, work: list, about: dict)->list:
+    "The files of all pieces, of which each process makes its own; `work` holds a function for each."
+    for number, make in mine(list(enumerate(work))): piece(folder, kind, number, about, make)
+    everyone(None)  # wait
+    found = [folder/f"{kind}-{number:05d}.safetensors" for number in range(len(work))]
+    for path in found:
+        if not path.is_file(): raise UserError(f"{path}: is not there, though another process has made it; start all processes with one --out, on a file system that they share")
+    return found
+
+class Images:
+    "The images of a set that lie in several files, read when they are asked for; to numpy they are an array."
+    def __init__(self, files: list, groups: list):  # groups: the places in the set of each file's rows
+        self.at = {place: (file, row) for file, group in zip(files, groups) for row, place in enumerate(group.tolist())}
+        self.shape, self.dtype, self.ndim = (len(self.at), *self[0].shape), np.dtype(np.uint8), 4
+        self.nbytes = math.prod(self.shape)
+    def __len__(self): return self.shape[0]
+    def __getitem__(self, place):
+        if place not in self.at: raise IndexError(place)
+        file, row = self.at[place]; return read_rows(file, "pixels", [row])[0].numpy()
+    def __array__(self, dtype=None, copy=None): return np.stack([self[place] for place in range(len(self))]).astype(dtype or self.dtype)
 
 def thin(curve, points=200)->list:
     "The losses as records, at most so many."
     steps = sorted({round(i) for i in np.linspace(0, len(curve) - 1, min(points, len(curve)))})
     return [{"step": step, **{name: float(value) for name, value in zip(("loss", "cross_entropy", "bn"), curve[step])}} for step in steps]
+
+# %% ../nbs/pipeline/07_recover.ipynb #6d066f11
+def in_batches(network,      # that normalises the images, and chooses what they start from
+               data, config: Recover, seed, device,
+               about: dict,  # what the pieces on disk must have been made with
+               batch,        # (start, labels, key, store, about, progress bar) -> images in [0, 1], losses steps×3
+               checkpoint=None,  # folder of the pieces
+               in_memory=True,   # False leaves the images in the files of `checkpoint` until they are asked for
+              )->tuple:      # images uint8 N×C×H×W, labels, mean losses, number of batches
+    "Recover a set batch by batch; of several processes each takes some batches."
+    labels, groups = torch.arange(len(data.classes)).repeat_interleave(config.ipc), arrange(len(data.classes), config, seed)
+    with contextlib.ExitStack() as stack:
+        folder = Path(checkpoint or from_first(stack.enter_context(TemporaryDirectory())))
+        starts = pieces(folder, "start", [partial(lambda make: {"pixels": make()}, make) for make in starts_of(network, data, config, seed, device).values()], about)
+        bar = progress(None, "recover", total=len(mine(groups)) * config.steps)
+        bar.update(config.steps * sum((folder/f"batch-{number:05d}.safetensors").is_file() for number in mine(range(len(groups)))))
+        def start_of(number, group):
+            if not starts: return torch.randn(len(group), data.channels, network.size, network.size, generator=generator(device, seed, "recover", number, "noise"), device=device)
+            rows = [read_rows(starts[place // config.ipc], "pixels", [place % config.ipc]) for place in group.tolist()]
+            return network.normalize(to_float(torch.cat(rows).to(device)))
+        def make(number, group):
+            kept = folder/f"batch-{number:05d}"
+            images, curve = batch(start_of(number, group), labels[group].to(device), (seed, "recover", number), Checkpoint(kept if checkpoint else None), about | {"batch": number}, bar)
+            remove(kept)
+            return {"pixels": to_bytes(images, config.rounding), "curve": curve.cpu()}
+        files = pieces(folder, "batch", [partial(make, number, group) for number, group in enumerate(groups)], about)
+        bar.close()
+        images, curve = Images(files, groups), torch.stack([read_tensors(path)[0]["curve"] for path in files]).mean(0)
+        found = np.asarray(images) if in_memory or not checkpoint else images
+        everyone(None)  # nobody leaves, and takes the folder along, before all have read
+        return found, labels.numpy(), curve, len(groups)
 
 # %% ../nbs/pipeline/07_recover.ipynb #c6e4de37
 def recover(network,               # a Network with a trained head and BatchNorm layers
@@ -409,28 +473,15 @@ def recover(network,               # a Network with a trained head and BatchNorm
             device="auto",
             checkpoint=None,       # folder for what is done so far; delete it when the set is stored
             on_step=None,          # called with (step, images in [0, 1], losses) at every step
+            in_memory=True,        # False leaves the images in the files of `checkpoint` until they are asked for
            )->SyntheticSet:        # ipc images of each class, in the order of the classes
     "Recover a set of images from a network."
     check_fit(network, data, config)
-    device, began, count = pick(device), time.monotonic(), len(data.classes) * config.ipc
+    device, began = pick(device), time.monotonic()
     about, (network_about, architecture) = made_with(network, data, config, seed), (getattr(network, "about", {}), network.architecture)
-    network, read = reader(network, config, count, device)
-    labels, start = torch.arange(len(data.classes)).repeat_interleave(config.ipc), first_images(network, data, config, seed, device)
-    pixels, curves, groups = [None] * count, [], arrange(len(data.classes), config, seed)
-    bar = progress(None, "recover", total=len(groups) * config.steps)
-    for number, group in enumerate(groups):
-        done = finished_batch(checkpoint, number, about)
-        if done is None:
-            key = (seed, "recover", number)
-            shape = (len(group), data.channels, network.size, network.size)
-            images = torch.randn(shape, generator=generator(device, *key, "noise"), device=device) if start is None else network.normalize(to_float(start[group].to(device)))
-            images, curve = recover_batch(network, read, images, labels[group].to(device), config, key, Checkpoint(checkpoint), about | {"batch": number}, bar, on_step)
-            done = to_bytes(images, config.rounding), curve.cpu()
-            if checkpoint: write_tensors(Path(checkpoint)/f"batch-{number:05d}.safetensors", {"pixels": done[0], "curve": done[1]}, {"about": json.dumps(about)})
-        else: bar.update(config.steps)
-        for place, image in zip(group.tolist(), done[0]): pixels[place] = image
-        curves.append(done[1])
-    bar.close()
+    network, read = reader(network, config, len(data.classes) * config.ipc, device)
+    def batch(start, labels, key, store, about, bar): return recover_batch(network, read, start, labels, config, key, store, about, bar, on_step)
+    images, labels, curve, batches = in_batches(network, data, config, seed, device, about, batch, checkpoint, in_memory)
     provenance = {"method": "recover", "config": asdict(config), "seed": seed, "network": {"architecture": asdict(architecture), **network_about},
-                  "data": data.name, "device": str(device), "seconds": time.monotonic() - began, "batches": len(groups), "curve": thin(torch.stack(curves).mean(0))}
-    return SyntheticSet(torch.stack(pixels).numpy(), labels.numpy(), tuple(data.classes), tuple(data.mean), tuple(data.std), provenance)
+                  "data": data.name, "device": str(device), "seconds": time.monotonic() - began, "batches": batches, "curve": thin(curve)}
+    return SyntheticSet(images, labels, tuple(data.classes), tuple(data.mean), tuple(data.std), provenance)

@@ -96,7 +96,7 @@ def stale()->list:
 def execute(*paths):
     "Export the package, run these notebooks (or those that are stale) and store their outputs; write README.md."
     from nbdev.doclinks import nbdev_export as export_all
-    export_all()
+    export_all(); os.environ.setdefault("SCDD_PRECISION", "float32")
     for path in [Path(p).resolve() for p in paths] or stale():
         print(f"running {path.name}", flush=True); store(path)
     readme()

@@ -92,3 +92,50 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(network, train,
     monkeypatch.setattr(module, "probe_epoch", lambda *given: calls.append(1) or (real(*given) if len(calls) < 3 else torch.tensor([float("nan")])))
     with pytest.raises(UserError, match="epoch 3"): align(network, train, QUICK, checkpoint=tmp_path)
     assert len(module_checkpoint(tmp_path).load()["curve"]) == 2
+
+
+# Memory
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), RuntimeError("MPS backend out of memory (x)"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when")], ids=lambda error: str(error)[:12])
+def test_evaluation_goes_on_with_fewer_images(train, network, capsys, error):
+    from scdd.device import say_once
+    say_once.cache_clear()
+    images, sizes = to_device(train, "cpu")[0], []
+    whole = {part: collect(network, images, "cpu", 25, part=part) for part in ("features", "forward")}
+    def room(module, inputs):
+        sizes.append(len(inputs[0]))
+        if sizes[-1] > 30: raise error
+    hook = network.backbone.register_forward_pre_hook(room); network.train()
+    try:
+        for part, expected in whole.items(): assert torch.equal(collect(network, images, "cpu", 100, part=part), expected) and network.training
+        assert sizes == 2 * [100, 50, *8 * [25]]                                    # tried, tried, done from the beginning
+        said = capsys.readouterr(); assert said.out == "" and said.err == "evaluation: 100 at once do not fit into the device's memory; 25 at once do, with the same result\n"
+        assert accuracy(network, train, "cpu", batch=100) == pytest.approx(float((whole["forward"].argmax(1) == to_device(train, "cpu")[1]).double().mean()))
+    finally: hook.remove(); network.eval()
+
+def test_no_room_for_one_image(train, network):
+    def room(module, inputs): raise torch.OutOfMemoryError("no room")
+    hook = network.backbone.register_forward_pre_hook(room)
+    try:
+        with pytest.raises(UserError, match="^evaluation: not even one image fits .*--device cpu") as refused: collect(network, to_device(train, "cpu")[0], "cpu")
+        assert "\n" not in str(refused.value) and not network.training
+    finally: hook.remove()
+
+def test_within_memory_tells_memory_from_other_faults():
+    from scdd.device import within_memory
+    tried = []
+    def work(size): tried.append(size); raise RuntimeError("shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"): within_memory(work, 8, "work")
+    assert tried == [8] and within_memory(lambda size: size + 1, 8, "work") == (9, 8)
+
+def test_within_memory_lets_go_of_what_failed():
+    "What the failed attempt held is free before the next begins."
+    import weakref
+    from scdd.device import within_memory
+    class Big: pass
+    held = []
+    def work(size):
+        assert not any(one() for one in held), "the first attempt still holds its memory"
+        big = Big(); held.append(weakref.ref(big))
+        if size > 2: raise torch.OutOfMemoryError("no room")
+    within_memory(work, 8, "work"); assert len(held) == 3

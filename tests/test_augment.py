@@ -4,8 +4,8 @@ import pytest, torch
 import torchvision.transforms.functional as torchvision_functional
 from torchvision.transforms import RandomResizedCrop
 from scdd import augment
-from scdd.augment import (apply_student, apply_view, augment_supervised, beta, blur, blur_sigmas, chosen, color_jitter, crop, crop_boxes,
-                          draw_mix, draw_student, draw_view, family, grey, jitter_factors, mix, mix_labels, padded_crop_boxes, roll,
+from scdd.augment import (ALL_KINDS, OPERATIONS, apply_student, apply_view, augment_supervised, beta, blur, blur_sigmas, chosen, color_jitter, crop, crop_boxes,
+                          draw_mix, draw_student, draw_view, family, grey, grey_of, jitter_factors, mix, mix_labels, padded_crop_boxes, roll,
                           roll_shifts, solarize, turn_hue, view_settings, views)
 from scdd.device import generator
 from scdd.files import UserError, read_tensors, write_tensors
@@ -146,6 +146,71 @@ def test_a_student_batch_is_stored_and_replayed_bit_exactly(tmp_path, crop_kind,
     assert stored.keys() == drawn.keys() and torch.equal(apply_student(images, stored), apply_student(images, drawn))
     assert ("crop" in drawn) == (crop_kind != "none") and ("weight" in drawn) == (mix_kind != "none") and "flip" in drawn
 
+# ---- DSA's changes
+
+DSA, KINDS = Train(augment="dsa"), ALL_KINDS.split("_")
+
+def seen(kind, chance, images=None, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3)):
+    "One change with known numbers, as a student sees it."
+    images = pictures(4) if images is None else images
+    return apply_student(images, {"kind": torch.tensor(KINDS.index(kind)), "chance": torch.tensor([chance]).expand(len(images), 3), "mean": torch.tensor(mean), "std": torch.tensor(std)})
+
+def framed(images, mean=(0.5, 0.4, 0.3)): return images - torch.tensor(mean).view(-1, 1, 1)   # what 0 means to torchvision is the mean grey
+
+def test_a_turn_equals_torchvision():
+    images, mean = pictures(4), torch.tensor([0.5, 0.4, 0.3]).view(-1, 1, 1)
+    for chance, degrees in ((1.0, 15.0), (0.0, -15.0), (0.75, 7.5)):
+        theirs = torchvision_functional.rotate(framed(images), degrees, torchvision_functional.InterpolationMode.BILINEAR) + mean
+        torch.testing.assert_close(seen("rotate", (chance, 0.0, 0.0))[:, :, 7:-7, 7:-7], theirs[:, :, 7:-7, 7:-7], atol=1e-4, rtol=0)
+
+def test_a_stretch_equals_torchvision():
+    images, mean = pictures(4)[:, :, :, :], torch.tensor([0.5, 0.4, 0.3]).view(-1, 1, 1)   # 1.2 of the image is shown: all of it, smaller
+    theirs = torchvision_functional.affine(framed(images), 0.0, [0, 0], 1 / 1.2, [0.0], torchvision_functional.InterpolationMode.BILINEAR) + mean
+    torch.testing.assert_close(seen("scale", (1.0, 1.0, 0.0))[:, :, 4:-4, 4:-4], theirs[:, :, 4:-4, 4:-4], atol=1e-4, rtol=0)
+    wide = seen("scale", (1.0, (1 - 1 / 1.2) / (1.2 - 1 / 1.2), 0.0))                      # width alone: columns change, rows stay rows
+    flat = images.mean(3, keepdim=True).expand_as(images)
+    torch.testing.assert_close(seen("scale", (1.0, (1 - 1 / 1.2) / (1.2 - 1 / 1.2), 0.0), flat)[:, :, :, 8:-8], flat[:, :, :, 8:-8], atol=1e-4, rtol=0)
+    assert not torch.allclose(wide, images, atol=1e-2)
+
+def test_a_shift_a_cut_and_a_mirror_by_hand():
+    images, mean = pictures(4), torch.tensor([0.5, 0.4, 0.3]).view(-1, 1, 1)
+    moved = seen("crop", (1 - 2**-24, 0.0, 0.0))                                           # an eighth of 32: 4 down, 4 to the left
+    torch.testing.assert_close(moved[:, :, 4:, :-4], images[:, :, :-4, 4:]); torch.testing.assert_close(moved[:, :, :4], mean.expand(4, 3, 4, 32))
+    cut = seen("cutout", (0.5, 0.0, 0.0)); expected = images.clone()                       # centre at row 16 and column 0, 16 pixels wide and high
+    expected[:, :, 8:24, :8] = mean
+    torch.testing.assert_close(cut, expected)
+    torch.testing.assert_close(seen("flip", (0.49, 0.0, 0.0)), torchvision_functional.hflip(images)); torch.testing.assert_close(seen("flip", (0.5, 0.0, 0.0)), images)
+
+def test_colour_is_counted_in_deviations():
+    images, mean, std = pictures(4), torch.tensor([0.5, 0.4, 0.3]).view(-1, 1, 1), torch.tensor([0.25, 0.2, 0.3]).view(-1, 1, 1)
+    torch.testing.assert_close(seen("color", (0.9, 0.5, 0.5)), images + 0.4 * std)         # brightness alone
+    normal = (images - mean) / std; light = normal.mean(1, keepdim=True)
+    torch.testing.assert_close(seen("color", (0.5, 0.0, 0.5)), light * std + mean)         # no saturation: each pixel the mean of its channels
+    level = normal.mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(seen("color", (0.5, 0.5, 0.0)), (level + 0.5 * (normal - level)) * std + mean)
+
+def test_one_kind_for_the_batch_and_numbers_for_each_image():
+    draws = [draw_student(8, 32, DSA, "cifar100", generator("cpu", step)) for step in range(200)]
+    counts = torch.stack([one["kind"] for one in draws]).bincount(minlength=6)
+    assert counts.min() > 15 and len(counts) == 6 and all(len(one["chance"].unique()) == 24 for one in draws) and set(draws[0]) == {"kind", "chance"}
+    again = draw_student(8, 32, DSA, "cifar100", generator("cpu", 3)); assert all(torch.equal(draws[3][name], again[name]) for name in again)
+    assert {KINDS[draw_student(1, 16, DSA, "digits", generator("cpu", step))["kind"]] for step in range(100)} == set(KINDS) - {"flip"}
+
+def test_a_change_of_dsa_is_stored_and_replayed_bit_exactly(tmp_path):
+    class Data: mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+    images = (pictures(16) * 255).byte()
+    for step in range(12):
+        drawn = draw_student(16, 32, DSA, "cifar100", generator("cpu", 0, "student", step)) | grey_of(Data, DSA, "cpu")
+        write_tensors(tmp_path/"drawn.safetensors", drawn); stored, _ = read_tensors(tmp_path/"drawn.safetensors")
+        assert stored.keys() == drawn.keys() and torch.equal(apply_student(images, stored), apply_student(images, drawn))
+        alone = apply_student(images[5:6], drawn | {"chance": drawn["chance"][5:6]}); torch.testing.assert_close(alone[0], apply_student(images, drawn)[5])
+    assert grey_of(Data, Train(), "cpu") == {}
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slopes_of_dsas_changes(kind):
+    images, chance = pictures(3, 1, 8).double().requires_grad_(), torch.rand(3, 3, generator=generator("cpu", kind), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda some: OPERATIONS[kind](some, chance), images)
+
 def test_digits_are_never_mirrored_and_keep_their_colour():
     assert "flip" not in draw_student(8, 16, Train(flip=True), "digits", generator("cpu", 0))
     for method in ("supervised", "simclr", "mocov2", "mocov3", "swav", "dino"):
@@ -182,7 +247,7 @@ def test_low_precision_and_memory_format():
 
 def test_drawing_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
-    views("dino", pictures(4), "cifar100", generator("cpu", 0), 1); draw_student(4, 32, Train(), "cifar100", generator("cpu", 0))
+    views("dino", pictures(4), "cifar100", generator("cpu", 0), 1); draw_student(4, 32, Train(), "cifar100", generator("cpu", 0)); draw_student(4, 32, DSA, "cifar100", generator("cpu", 0))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 def test_families():

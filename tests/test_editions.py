@@ -58,6 +58,25 @@ def test_what_a_cell_gives_and_uses(code, given, used):
     found = editions.names(code)
     assert found[0] == given and used <= found[1] and not {"x", "y"} & set.union(*found)
 
+IMPORTS = "import sys, torch, numpy as np, torch.nn.functional as F\nfrom torch import nn\nfrom os import environ\nimport json as rows\nrows = [1]"
+
+def test_modules_are_told_from_other_imports():
+    before = set(sys.modules)
+    assert editions.modules([IMPORTS, "from sphinx import addnodes"]) == {"sys": "sys", "torch": "torch", "np": "numpy", "F": "torch.nn.functional", "nn": "torch.nn", "addnodes": "sphinx.addnodes"}
+    assert set(sys.modules) - before <= {"torch", "numpy"}, "something was imported to find out"
+
+@pytest.mark.parametrize("code, given", [
+    ("torch.testing.assert_close(found, wanted)", set()), ("np.testing.assert_allclose(found, 3)", set()),             # assertions change nothing
+    ("torch.save(found, folder/'a.pth')", {"found", "folder"}), ("nn.init.zeros_(layer.weight)", {"layer"}), ("F.relu_(maps)", {"maps"}),
+    ("torch.manual_seed(0)", {"torch"}), ("np.random.seed(0)", {"np"}), ("torch.set_num_threads(1)", {"torch"}), ("torch.backends.mkldnn.enabled = False", {"torch"}),
+    ("sys.path.append('a')", {"sys"}), ("environ.update(a='b')", {"environ"}), ("rows.append(3)", {"rows"})])        # a list in a module, an import that is no module, a name bound again
+def test_functions_of_modules_leave_them_as_they_are(code, given): assert editions.names(code, editions.modules([IMPORTS]))[0] == given
+
+@pytest.mark.parametrize("code, used", [
+    ("drawn, axis = figure()\nshow(drawn, axis)", {"figure", "show"}), ("for row in rows: total = row\nprint(total)", {"rows", "print"}), ("total = total + 1", {"total"}), ("total += 1; print(total)", {"total", "print"}),
+    ("scale = 2\ndef twice(x): return scale * x", {"scale"}), ("scale = 2; twice = lambda x: scale * x", {"scale"}), ("if some: total = 1\nprint(total)", {"some", "print", "total"})])   # called later, or bound perhaps
+def test_what_a_cell_binds_itself_is_of_no_use_from_elsewhere(code, used): assert editions.names(code)[1] == used
+
 def test_attempt_needs_nothing_large():
     code = "import sys\nfor name in ('nbgrader', 'nbconvert', 'nbformat', 'nbclient', 'nbdev', 'sphinx', 'torch', 'numpy'): sys.modules[name] = None\nfrom scdd.classroom import attempt"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

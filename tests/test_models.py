@@ -1,6 +1,6 @@
 "Networks: oracles against torchvision, the published layouts, and faults."
 import argparse, subprocess, sys
-import numpy as np, pytest, torch, torchvision
+import numpy as np, pytest, timm, torch, torchvision
 from torch import nn
 from scdd.files import UserError
 from scdd.models import (ConvNet, Network, architecture_of, backbone, bn_layers, build, conversion, knn_accuracy, load_network, network_from_checkpoint,
@@ -61,7 +61,60 @@ def test_other_families(name):
     network = build(Architecture(name), 7, channels=1).eval()
     assert network(torch.rand(2, 1, 32, 32)).shape == (2, 7)
 
-@pytest.mark.parametrize("architecture", [Architecture("resnet18", 4), Architecture("resnet50", 4), Architecture("convnet", 4), Architecture("mobilenetv3_small_050"),
+STUDENTS = [Architecture("resnet50", 4), Architecture("convnet", 4), Architecture("vgg11_bn", 4), Architecture("mobilenetv3_small_050"), Architecture("vit", 4)]
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("architecture", STUDENTS, ids=lambda a: a.name)
+def test_students_of_every_family_take_small_images(architecture, size, channels):
+    network = build(architecture, 7, channels=channels, size=size)
+    found = network(torch.rand(2, channels, size, size)); assert found.shape == (2, 7)
+    found.sum().backward(); assert all(weight.grad is not None for weight in network.parameters())
+
+@pytest.mark.parametrize("name, theirs", [("vgg11", "A"), ("vgg11_bn", "A"), ("vgg16_bn", "D")])
+def test_vgg_is_torchvisions(name, theirs):
+    ours, batch_norm = build(Architecture(name, 64), 10).eval(), name.endswith("_bn")
+    theirs = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs[theirs], batch_norm).eval()
+    theirs.load_state_dict(ours.backbone.features.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours.backbone(images), theirs(images).flatten(1))
+    assert name != "vgg11_bn" or count(ours) == 9_231_114                                        # the VGG-11 of the peers on CIFAR-10
+
+def test_a_vgg_for_small_images_has_the_same_weights_at_every_size():
+    shapes = [{key: tensor.shape for key, tensor in backbone(Architecture("vgg11_bn", 16), 3, size).state_dict().items()} for size in (8, 16, 32, 64)]
+    assert all(one == shapes[0] for one in shapes) and shapes[0]["features.0.weight"] == (16, 3, 3, 3) and shapes[0]["features.25.weight"] == (128, 128, 3, 3)
+
+def test_a_vgg_for_photographs_is_timms():
+    with torch.device("meta"): assert hasattr(timm.create_model("vgg11_bn"), "pre_logits")
+    called = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scdd.models.timm_model", lambda *given: called.append(given)); backbone(Architecture("vgg11_bn", 16), 3, 224)
+    assert called == [("vgg11_bn", 3, 224)]
+
+@pytest.mark.parametrize("size, tokens", [(8, 4), (16, 16), (28, 49), (32, 64), (64, 64), (96, 64), (224, 64)])
+def test_tokens_of_a_vit(size, tokens): assert backbone(Architecture("vit", 4), 3, size).pos_embed.shape == (1, tokens, 12)
+
+def test_a_wide_deep_vit_is_vit_tiny():
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=0, global_pool="avg", class_token=False)
+    ours = backbone(Architecture("vit", 64, depth=12)); theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 32, 32); torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("architecture", STUDENTS, ids=lambda a: a.name)
+def test_students_of_every_family_train(tmp_path, architecture, labels):
+    from scdd import data
+    from scdd.recipes import Train
+    from scdd.train import train_student
+    few = data.random_subset(data.load("digits"), 2, seed=0)
+    teacher = build(TINY, few, seed=1).eval() if labels == "soft" else None
+    student = train_student(few, architecture, Train(epochs=2, batch=10, labels=labels), device="cpu", teacher=teacher).network
+    untrained = build(architecture, few)
+    assert not torch.equal(student.head.weight, untrained.head.weight) and all(tensor.isfinite().all() for tensor in student.state_dict().values())
+    save_network(tmp_path/"n.safetensors", student)
+    back, images = load_network(tmp_path/"n.safetensors", list(few.classes), architecture), torch.rand(3, 1, 16, 16)
+    assert all(torch.equal(tensor, student.state_dict()[key]) for key, tensor in back.state_dict().items()); torch.testing.assert_close(back(images), student(images))
+
+@pytest.mark.parametrize("architecture", [Architecture("resnet18", 4), Architecture("resnet50", 4), Architecture("convnet", 4), Architecture("vgg11_bn", 4), Architecture("mobilenetv3_small_050"),
                                           Architecture("densenet121"), Architecture("efficientnet_b0")], ids=lambda a: a.name)
 def test_bn_layers_come_in_forward_order(architecture):
     network, turns = backbone(architecture).eval(), []
@@ -113,6 +166,10 @@ def test_saved_and_read_back(tmp_path, architecture):
 def test_fields_a_family_ignores_make_no_other_architecture(tmp_path):
     save_network(tmp_path/"n.safetensors", build(TINY, 3))
     load_network(tmp_path/"n.safetensors", 3, Architecture("resnet18", 4, depth=9, norm="instance"))
+    save_network(tmp_path/"v.safetensors", build(Architecture("vgg11_bn", 4), 3)); load_network(tmp_path/"v.safetensors", 3, Architecture("vgg11_bn", 4, "large", depth=9))
+    with pytest.raises(UserError, match="width"): load_network(tmp_path/"v.safetensors", 3, Architecture("vgg11_bn", 8))
+    save_network(tmp_path/"t.safetensors", build(Architecture("vit", 4), 3)); load_network(tmp_path/"t.safetensors", 3, Architecture("vit", 4, "large", norm="instance"))
+    with pytest.raises(UserError, match="depth"): load_network(tmp_path/"t.safetensors", 3, Architecture("vit", 4, depth=4))
 
 def test_refused_files(tmp_path):
     path = tmp_path/"network.safetensors"
@@ -295,13 +352,15 @@ def test_weights_of_another_architecture(tmp_path):
 @pytest.mark.parametrize("architecture, size, word", [
     (Architecture("resnet19"), 32, "did you mean 'resnet18'"), (Architecture("convnett"), 32, "did you mean 'convnet'"), (Architecture("resnet18", 7), 32, "even width"),
     (Architecture("resnet18", 0), 32, "even width"), (Architecture("resnet18", stem="smal"), 32, "did you mean 'small'"), (Architecture("convnet", 8, norm="layer"), 32, "norm"),
-    (Architecture("convnet", 8, depth=5), 16, "halved 4 times"), (Architecture("convnet", 8, depth=0), 16, "depth 0"), (Architecture("vit_tiny_patch16_224"), 8, "cannot take images of 8 pixels")])
+    (Architecture("convnet", 8, depth=5), 16, "halved 4 times"), (Architecture("convnet", 8, depth=0), 16, "depth 0"), (Architecture("vit", 0), 16, "width 0: a vit"), (Architecture("vit", 4, depth=0), 16, "depth 0: a vit"),
+    (Architecture("vit", 4), 30, "a multiple of 8"), (Architecture("vit", 4), 3, "a multiple of 8"), (Architecture("vgg11_bn", 0), 16, "width 0: a VGG"), (Architecture("vgg11_b"), 16, "did you mean 'vgg11_bn'"),
+    (Architecture("vit_tiny_patch16_224"), 8, "cannot take images of 8 pixels")])
 def test_impossible_networks(architecture, size, word):
     with pytest.raises(UserError, match=word): build(architecture, 10, size=size)
 
 def test_network_without_batchnorm():
     assert len(require_batchnorm(build(TINY, 2), "recover")) == 20
-    for architecture in Architecture("convnet", 4, norm="instance"), Architecture("vit_tiny_patch16_224"):
+    for architecture in Architecture("convnet", 4, norm="instance"), Architecture("vit_tiny_patch16_224"), Architecture("vit", 4), Architecture("vgg11", 4):
         with pytest.raises(UserError, match=f"recover: {architecture.name} has no BatchNorm"): require_batchnorm(build(architecture, 2), "recover")
     with pytest.raises(UserError): require_batchnorm(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "recover")
 

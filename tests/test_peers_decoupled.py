@@ -15,11 +15,12 @@ from scdd.device import generator
 from scdd.files import UserError
 from scdd.models import bn_layers, build, save_network
 from scdd.peers import decoupled as chapter
-from scdd.peers.decoupled import (CDA, EDC, FADRM, GVBSM, METHODS, RDED, Decoupled, SRe2L, SRe2LPlus, block_ends, class_statistics, class_targets, decoupled, ema_student, image_moments, overall, padded, plain,
+from scdd.peers.decoupled import (Averaged, CDA, EDC, FADRM, GVBSM, METHODS, RDED, Decoupled, SRe2L, SRe2LPlus, block_ends, class_statistics, class_targets, decoupled, image_moments, overall, padded, plain,
                                   pooled, published, rded, sameness, smoothed, sre2l, synthesise, targets_of, teachers_for, tiled, turns, watched_layers, watching)
 from scdd.recipes import Architecture, Pretrain, Recover, Relabel, Train
 from scdd.recover import first_images, recover, smallest_area
-from scdd.train import learning_rate, train_student
+from scdd.relabel import soft_logits
+from scdd.train import evaluate, learning_rate
 
 QUICK = Recover(teacher="supervised", ipc=2, steps=6, learning_rate=0.1, r_bn=0.1, jitter=1, batch=4, precision="float32", compile="off")
 TINY = dict(network=Architecture(width=4), teacher=Pretrain("supervised", 1, 12, learning_rate=0.05, measure_every=0))
@@ -263,8 +264,8 @@ class Stop(Exception): pass
 @pytest.mark.parametrize("config", [EDC(recover=replace(QUICK, init="patch", batch=3), backbones=("convnet",)), FADRM(recover=replace(QUICK, init="patch", batch=3), blocks=3)], ids=["edc", "fadrm"])
 def test_resuming_is_exact(data, pool, tmp_path, monkeypatch, config):
     whole = decoupled(data, 2, config, seed=3, teacher=pool)
-    kept = chapter.Checkpoint
-    monkeypatch.setattr(chapter, "LOOK", 2); monkeypatch.setattr(chapter, "Checkpoint", lambda folder=None: kept(folder, 0.0))
+    kept = recovery.Checkpoint
+    monkeypatch.setattr(chapter, "LOOK", 2); monkeypatch.setattr(recovery, "Checkpoint", lambda folder=None: kept(folder, 0.0))
     calls, steps = [], []
     def stop(step, images, losses):
         calls.append(step)
@@ -291,23 +292,19 @@ def test_rded_goes_on(data, network, tmp_path, monkeypatch):
 
 # students
 
-def test_an_average_without_memory_is_the_student(data, network):
-    train = Train(epochs=2, batch=6, mix="cutmix", crop="resized", flip=False)
-    made, pupil = decoupled(data, 2, SRe2L(recover=QUICK), teacher=network), Architecture("convnet", width=4, depth=1, norm="batch")
-    for settings, teacher in ((train, network), (replace(train, labels="hard"), None)):
-        one, other = (make(made, pupil, settings, seed=1, teacher=teacher, test=data, relabel=Relabel(teacher="supervised")) for make in (lambda *a, **k: ema_student(*a, decay=0.0, **k), train_student))
-        assert one.accuracy == other.accuracy == one.curve[-1]["online"]
-        for a, b in zip(one.network.state_dict().values(), other.network.state_dict().values()): torch.testing.assert_close(a, b)
+def test_labels_of_several_networks(data, pool):
+    both, images = Averaged(pool), torch.from_numpy(np.array(data.images[:7])).float() / 255
+    for how in ("running", "batch", "running"):   # the second leaves no trace in the statistics
+        torch.testing.assert_close(soft_logits(both, images, how), sum(soft_logits(network, images, how) for network in pool) / 2)
+    torch.testing.assert_close(soft_logits(both, images, normalize=lambda some: 2 * some), sum(network.normalized(2 * images) for network in pool).detach() / 2)
+    with pytest.raises(UserError, match="2 classes.*another 3"): Averaged([pool[0], network_of(images_of(2))])
 
 
-def test_the_average(data, network):
-    train = Train(epochs=3, batch=6, labels="hard", mix="none", crop="none", flip=False, precision="float32")
-    made, pupil = decoupled(data, 2, SRe2L(recover=QUICK), teacher=network), Architecture("convnet", width=4, depth=1, norm="instance")
-    steps = []
-    weights = build(pupil, made, 0).state_dict()
-    for epochs in (1, 2, 3): steps.append(train_student(made, pupil, replace(train, epochs=epochs, schedule_epochs=3)).network.state_dict())
-    average = {name: value * 0.8**3 + 0.2 * (0.64 * steps[0][name] + 0.8 * steps[1][name] + steps[2][name]) for name, value in weights.items()}
-    torch.testing.assert_close(dict(ema_student(made, pupil, train, 0.8).network.state_dict()), average, rtol=1e-4, atol=1e-6)
+def test_students_of_several_networks(data, pool):
+    train, pupil = Train(epochs=2, batch=6, flip=False, students=2), Architecture("convnet", width=4, depth=1, norm="instance")
+    def losses(teacher): return [one["loss"] for curve in evaluate(data, pupil, train, teacher=teacher, relabel=Relabel(teacher="supervised"), test=data, device="cpu")["curves"] for one in curve]
+    alone, both, twice = (losses(teacher) for teacher in (pool[0], Averaged(pool), Averaged([pool[0], pool[0]])))
+    assert alone == pytest.approx(twice, rel=1e-4) and alone != pytest.approx(both, rel=1e-2)
 
 
 def test_smoothed_schedule():

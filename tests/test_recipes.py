@@ -38,6 +38,10 @@ def test_override_changes_nothing_else():
     ({"train.crop_min": 1.5}, "--train.crop_min 1.5: must be at most 1"),
     ({"train.temperature": 0.0}, "--train.temperature 0.0: must be above 0"),
     ({"recover.betas": (0.5, 1.0)}, "--recover.betas (0.5, 1.0): must be numbers from 0 to below 1"),
+    ({"hard.augment": "das"}, "--hard.augment das: there is no such choice; did you mean 'dsa'?"),
+    ({"train.loss": "mse"}, "--train.loss mse: there is no such choice; did you mean 'mse_ce'?"),
+    ({"train.ema": 1.5}, "--train.ema 1.5: must be at most 1"),
+    ({"train.hard_weight": -0.1}, "--train.hard_weight -0.1: must be a finite number, 0 or more"),
     ({"data.classes": 0}, "--data.classes 0: must be at least 1"),
     ({"pretrain.method": "mocov4"}, "--pretrain.method mocov4: there is no such method; did you mean 'mocov3'?"),
 ])

@@ -8,7 +8,7 @@ from scdd.models import build
 from scdd.recipes import PROTOCOLS, Architecture, Pretrain, Relabel, Train
 import scdd.train as module
 from scdd.recover import SyntheticSet
-from scdd.train import evaluate, hard_loss, learning_rate, make_optimizer, own_labels, summary, train_full, train_student
+from scdd.train import evaluate, hard_loss, learning_rate, make_optimizer, own_labels, protocol, squared_loss, summary, train_full, train_student
 
 SMALL = Architecture(width=4)
 HARD = Train(labels="hard", epochs=3, batch=10, optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, schedule="step", mix="mixup", crop_padding=1)
@@ -41,9 +41,10 @@ def test_hard_loss_of_mixed_labels():
     entropy = torch.nn.functional.cross_entropy
     torch.testing.assert_close(hard_loss(logits, 0.3 * one_hot(a, 5) + 0.7 * one_hot(b, 5)), 0.3 * entropy(logits, a) + 0.7 * entropy(logits, b))
 
-@pytest.mark.parametrize("kind", ["hard", "soft", "batch"])
+@pytest.mark.parametrize("kind", ["hard", "soft", "batch", "ema", "dsa", "mse_ce"])
 def test_goes_on_exactly_after_a_kill(few, test_data, teacher, tmp_path, monkeypatch, kind):
     config, who, relabel = (HARD, None, Relabel()) if kind == "hard" else (SOFT, teacher, Relabel(teacher_bn="batch" if kind == "batch" else "running"))
+    config = replace(config, **{"ema": dict(ema=0.9), "dsa": dict(augment="dsa"), "mse_ce": dict(loss="mse_ce")}.get(kind, {}))
     whole = train_student(few, SMALL, config, 1, "cpu", who, relabel, test_data)
     class Dying(module.Checkpoint):
         def save(self, state, force=False):
@@ -54,6 +55,47 @@ def test_goes_on_exactly_after_a_kill(few, test_data, teacher, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt): train_student(few, SMALL, config, 1, "cpu", who, relabel, test_data, tmp_path)
     again = train_student(few, SMALL, config, 1, "cpu", who, relabel, test_data, tmp_path)
     assert same(whole, again) and whole.curve == again.curve and whole.accuracy == again.accuracy and not list(tmp_path.iterdir())
+
+def test_squared_loss_by_hand(few, teacher, monkeypatch):
+    said, known, a, b = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, -1.0], [1.0, 2.0]]), torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    targets = torch.stack([0.7 * b + 0.3 * a, a]); e = math.exp
+    entropy = (0.7 * math.log(1 + e(-1)) + 0.3 * math.log(1 + e(1)) + math.log(1 + e(-2))) / 2
+    assert float(squared_loss(said, known, targets, 0.1)) == pytest.approx((4 + 1 + 1 + 0) / 4 + 0.1 * entropy, rel=1e-6)
+    calls = []; monkeypatch.setattr(module, "squared_loss", lambda *given: calls.append(given) or squared_loss(*given))
+    train_student(few, SMALL, replace(SOFT, loss="mse_ce", hard_weight=0.025, epochs=1, batch=30), 0, "cpu", teacher)
+    (said, known, targets, weight), = calls
+    assert said.shape == known.shape == targets.shape == (30, 10) and weight == 0.025 and 0.01 < targets.max(1).values.min() < 1   # cutmix mixes the classes
+    torch.testing.assert_close(targets.sum(1), torch.ones(30)); torch.testing.assert_close(targets.sum(0), torch.full((10,), 3.0))
+
+def test_an_average_looks_on(few, test_data, teacher):
+    alone, watched = (train_student(few, SMALL, replace(SOFT, ema=ema, test_every=1), 0, "cpu", teacher, test=test_data) for ema in (0.0, 0.8))
+    assert [one["loss"] for one in alone.curve] == [one["loss"] for one in watched.curve] and [one["accuracy"] for one in alone.curve] == [one["online"] for one in watched.curve]
+    assert not any("online" in one for one in alone.curve) and not watched.network.training and not same(alone, watched)
+    for ours, theirs in zip(alone.network.buffers(), watched.network.buffers()): assert torch.equal(ours, theirs)                 # BatchNorm's statistics are the student's
+    with torch.no_grad(): right = watched.network(torch.tensor(test_data.images).float() / 255).argmax(1) == torch.tensor(test_data.labels)
+    assert watched.accuracy == pytest.approx(float(right.float().mean()))
+
+def test_the_average_step_by_step(few):
+    config, decay = replace(HARD, batch=30, mix="none", crop="none", flip=False, schedule="cosine", precision="float32"), 0.8     # one step an epoch
+    start = dict(build(SMALL, few, 0).named_parameters())
+    steps = [dict(train_student(few, SMALL, replace(config, epochs=epochs, schedule_epochs=3), 0, "cpu").network.named_parameters()) for epochs in (1, 2, 3)]
+    averaged = dict(train_student(few, SMALL, replace(config, schedule_epochs=3, ema=decay), 0, "cpu").network.named_parameters())
+    for name, value in averaged.items():
+        torch.testing.assert_close(value, (decay**3 * start[name] + (1 - decay) * (decay**2 * steps[0][name] + decay * steps[1][name] + steps[2][name])).detach(), rtol=1e-4, atol=1e-6)
+
+def test_dsas_changes_with_stored_labels_and_with_a_teacher_alike(few, teacher, tmp_path):
+    from scdd.relabel import store_labels
+    config = replace(SOFT, augment="dsa", epochs=6); stored = store_labels(teacher, few, config, Relabel(dtype="float32"), 0, "cpu", tmp_path)
+    assert same(train_student(few, SMALL, config, 0, "cpu", teacher), train_student(few, SMALL, config, 0, "cpu", stored))
+    with pytest.raises(UserError, match="another train.augment"): train_student(few, SMALL, replace(config, augment="usual"), 0, "cpu", stored)
+
+def test_the_sentence_of_a_protocol():
+    from dataclasses import asdict
+    said = lambda train: protocol(asdict(train), asdict(Relabel()))
+    assert "one of DSA's six changes" in said(PROTOCOLS["dsa"]) and "no crop" not in said(PROTOCOLS["dsa"]) and "no crop" in said(PROTOCOLS["dc"])
+    assert "squared distance of logits and 0.025 times" in said(PROTOCOLS["edc"]) and "moving average" in said(PROTOCOLS["edc"]) and "temperature" not in said(PROTOCOLS["edc"])
+    old = {key: value for key, value in asdict(Train()).items() if key not in ("augment", "loss", "hard_weight", "ema")}              # a report of an earlier version
+    assert protocol(old, asdict(Relabel())) == said(Train()) and "temperature 30" in said(Train())
 
 def test_same_seed_same_student_other_seed_another(few):
     first = train_student(few, SMALL, HARD, 0, "cpu")
@@ -87,8 +129,8 @@ def test_evaluate_keeps_finished_students(few, test_data, tmp_path, monkeypatch)
     calls = []; monkeypatch.setattr(module, "train_student", lambda *a: calls.append(a[3]) or train_student(*a))
     both = evaluate(few, SMALL, replace(HARD, students=2), 0, "cpu", test=test_data, folder=tmp_path)
     assert calls == [1] and both["values"][0] == first["values"][0] and both["n"] == 2 and both["std"] is not None and len(both["curves"]) == 2
-    assert len(read_json(tmp_path/"students.json")["students"]) == 2
-    with pytest.raises(UserError, match="students.json.*other settings"): evaluate(few, SMALL, replace(HARD, epochs=2), 0, "cpu", test=test_data, folder=tmp_path)
+    assert len(list(tmp_path.glob("student-*.json"))) == 2
+    with pytest.raises(UserError, match="student-0.json.*other settings"): evaluate(few, SMALL, replace(HARD, epochs=2), 0, "cpu", test=test_data, folder=tmp_path)
 
 def test_evaluate_on_a_set_each(test_data):
     seeds = []; draw = lambda seed: seeds.append(seed) or random_subset(load("digits"), 2, seed)

@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from ..data import ImageData, batches, to_device
 from ..device import autocast, can_compile, generator, pick, seed_of
-from ..files import Checkpoint, UserError, progress, read_json, read_tensors, write_json, write_tensors
+from ..files import Checkpoint, UserError, progress, read_json, read_tensors, remove, write_json, write_tensors
+from ..processes import everyone, from_first, mine, rank
 from ..models import Network, build, essential
 from .coresets import as_set, check_ipc, normalised, pixels_of, start_images
 from .gradients import ALL_KINDS, black_and_white, check_config, draw_siamese, resumed, siamese
@@ -176,22 +177,25 @@ def train_experts(data: ImageData,
                   folder = None,     # where they are kept; what is there already is not made again
                   transform = None,  # of `fit_zca`: experts that see whitened images
                  )->Buffer:
-    "Train the experts that are missing."
+    "Train the experts that are missing; of several processes each trains some."
     device, folder = pick(device), Path(folder)
     if config.count < 1 or config.epochs < 1 or config.batch < 1: raise UserError("--config.experts: count, epochs and batch must be at least 1")
     logits, shapes = as_function(build(architecture, data, 0).to(device)); buffer = Buffer(folder, config.count, config.epochs)
     check_origin(folder, origin_of(data, architecture, config, seed, transform))
-    missing = [expert for expert in range(config.count) if not buffer.path(expert).exists()]
+    missing = from_first([expert for expert in range(config.count) if not buffer.path(expert).exists()])
     if not missing: return buffer
     source, labels = real_images(data, transform, device); together = config.together or (1 if device.type == "cpu" else 10)
     bar = progress(None, "experts", "epoch", config.count * config.epochs, (config.count - len(missing)) * config.epochs)
-    for members in [missing[i:i + together] for i in range(0, len(missing), together)]:
+    for members in mine([missing[i:i + together] for i in range(0, len(missing), together)]):
         starts = torch.stack([flat(build(architecture, data, seed_of(seed, "expert", member))) for member in members]).to(device)
-        points, losses = train_group(logits, starts, source, labels, members, config, seed, data.name, Checkpoint(folder), bar)
+        points, losses = train_group(logits, starts, source, labels, members, config, seed, data.name, Checkpoint(folder/f"from-{members[0]:05d}"), bar)
         for place, member in enumerate(members):
             about = {"shapes": json.dumps(shapes), "losses": json.dumps(losses[:, place].tolist())}
             write_tensors(buffer.path(member), {"weights": points[:, place]}, about)
-    bar.close()
+        remove(folder/f"from-{members[0]:05d}")
+    bar.close(); everyone(None)
+    if rank() == 0:
+        for left in folder.glob("from-*"): remove(left)
     return buffer
 
 # %% ../../nbs/peers/23_trajectories.ipynb #904877fa
@@ -552,14 +556,15 @@ def match_trajectories(data: ImageData,
                        device = "auto",
                        checkpoint = None,      # folder for what is done so far; experts are kept in it too
                        on_step = None,         # called with (iteration, images in [0, 1], missing way)
-                      )->SyntheticSet:         # with its learned step size; transform and soft labels where there are any
+                      )->SyntheticSet:         # with its learned step size; transform and soft labels where there are any; None from all but the first of several processes
     "Distil images on which a student's path leads where experts' paths lead."
     check_match(data, ipc, config); device, began = pick(device), time.monotonic()
     logits, _ = as_function(build(config.network, data, 0).to(device))
     transform = fit_zca(data, config.zca_epsilon, device) if config.zca else None
     with tempfile.TemporaryDirectory() as spare:
-        folder = Path(config.folder or Path(checkpoint or spare)/"experts")
+        folder = Path(config.folder or Path(checkpoint or from_first(spare))/"experts")
         buffer = train_experts(data, config.network, config.experts, seed, device, folder, transform); trained = time.monotonic()
+        if rank(): return None  # the experts were work for all, the images are for one
         images, labels = start_images(data, ipc, config.init, seed, device)
         if transform is not None and config.init == "real": images = whiten(images, transform)
         def bare(images): return images if transform is None else unwhiten(images, transform)

@@ -1,0 +1,92 @@
+"Several processes of one thread: what is split comes together as one process has it."
+import os, shlex, subprocess, sys, textwrap, time
+import psutil, pytest, torch
+from scdd.files import read_json
+from scdd.recover import load_set
+from scdd.train import Report
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "SCDD_PRECISION": "float32"}
+
+def launch(words, processes=2, timeout=240, check=True):
+    "Start a module or a program in several processes."
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, words)],
+                          capture_output=True, text=True, env=ENV, timeout=timeout)
+    assert not check or done.returncode == 0, done.stderr[:3000]
+    return done
+
+GRADIENTS = """
+    import json, sys, torch
+    from dataclasses import replace
+    from scdd.data import load, to_device
+    from scdd.device import generator
+    from scdd.pretrain import METHODS, Moment, assemble, bn_buffers, make_views
+    from scdd.processes import average, connect, rank, synced
+    from scdd.recipes import METHOD_VALUES, find_recipe, with_method
+    connect(torch.device("cpu"))
+    data, recipe = load("digits"), find_recipe("digits")
+    (images, labels), tensors = to_device(data, "cpu"), {}
+    for method in METHOD_VALUES:
+        config = replace(recipe.supervised if method == "supervised" else with_method(recipe, method).pretrain, batch=32, queue=64)
+        parts, moment = assemble(data, replace(recipe.network, width=4), config, 0).double(), Moment(1, 1, generator("cpu", 0, 0))
+        views = [view.double() for view in make_views(images[:32], "digits", config, moment.random)]
+        with synced(parts): loss = METHODS[method].step(parts, views, labels[:32], config, moment)
+        loss.backward(); average(p.grad for p in parts.parameters()); average(bn_buffers(parts))
+        tensors |= {f"{method}/loss": loss.detach()} | {f"{method}/{name}": p.grad for name, p in parts.named_parameters() if p.grad is not None}
+        if method != "mocov2": tensors |= {f"{method}/{name}": b for name, b in parts["online"]["network"].named_buffers() if name.endswith("running_var")}
+    if rank() == 0: torch.save(tensors, sys.argv[1])
+"""
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gradients"); (folder/"gradients.py").write_text(textwrap.dedent(GRADIENTS))
+    for count in (1, 2): launch([folder/"gradients.py", folder/f"{count}.pt"], count)
+    return [torch.load(folder/f"{count}.pt", weights_only=True) for count in (1, 2)]
+
+@pytest.mark.parametrize("method", ["supervised", "simclr", "mocov2", "mocov3", "swav", "dino"])
+def test_a_batch_over_two_processes_has_the_gradient_of_one(gradients, method):
+    one, two = ({name: tensor for name, tensor in some.items() if name.startswith(method + "/")} for some in gradients)
+    assert set(one) == set(two) and len(one) > 40
+    for name in one: torch.testing.assert_close(two[name], one[name], rtol=1e-6, atol=1e-9, check_dtype=False)
+    assert one[f"{method}/loss"] > 0
+
+SMALL = shlex.split("--pretrain.epochs 2 --supervised.epochs 1 --pretrain.measure_every 0 --align.epochs 3 --recover.teacher supervised --relabel.teacher supervised "
+                    "--recover.steps 40 --recover.ipc 4 --recover.batch 10 --train.epochs 2 --train.students 2 --hard.students 2 --hard.epochs 2")
+
+def test_a_run_of_two_goes_on_with_one_and_comes_out_the_same(tmp_path):
+    words = ["-m", "scdd", "recover", "digits", *SMALL]
+    launch([*words, "--out", tmp_path/"one"], 1)
+    env = ENV | {"PYTHONUNBUFFERED": "1"}
+    running = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words), "--reuse", str(tmp_path/"one"), "--out", str(tmp_path/"two")],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    kept, deadline = tmp_path/"two"/".checkpoints"/"recover", time.monotonic() + 120
+    (tmp_path/"one"/"recover"/"stage.json").rename(tmp_path/"one"/"recover"/"hidden.json")  # its images are not to be taken over
+    while not list(kept.glob("batch-*.safetensors")) and time.monotonic() < deadline and running.poll() is None: time.sleep(0.01)
+    worker = next(p for p in psutil.Process(running.pid).children() if p.environ().get("RANK") == "1")
+    worker.kill()
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode != 0 and "another process of this run has ended" in said and "goes on" in said
+    made = {path.name: path.stat().st_mtime_ns for path in kept.glob("batch-*.safetensors")}
+    assert 0 < len(made) < 4
+    launch([*words, "--out", tmp_path/"two"], 1)
+    one, two = (load_set(tmp_path/name/"recover") for name in ("one", "two"))
+    assert (one.images == two.images).all() and one.provenance["curve"] == two.provenance["curve"]
+
+def test_processes_that_mean_different_things_are_refused(tmp_path):
+    (tmp_path/"two.py").write_text("import os, sys\nfrom scdd.run import main\n"
+                                   "sys.exit(main(['run', 'digits', '--recover.ipc', str(1 + int(os.environ['RANK'])), '--out', sys.argv[1]]))")
+    done = launch([tmp_path/"two.py", tmp_path/"run"], 2, check=False)
+    assert done.returncode and "process 0 and process 1 of this run have a different --recover.ipc (1 and 2)" in done.stderr
+
+def test_what_does_not_split_evenly_is_refused(tmp_path):
+    done = launch(["-m", "scdd", "pretrain", "digits", "--pretrain.batch", "33", "--out", tmp_path/"run"], 2, check=False)
+    assert done.returncode and "--pretrain.batch 33: cannot be split evenly among 2 processes" in done.stderr
+
+def test_a_comparison_of_two_processes_with_stored_labels(tmp_path):
+    words = [*SMALL, "--network.width", "8", "--student.width", "8", "--relabel.store", "True"]
+    said = launch(["-m", "scdd", "compare", "digits", *words, "--methods", "random", "--out", tmp_path/"compare"], 2).stdout
+    assert said.count("pretrain supervised") == 2 and said.count("report:") == 2  # once for each method: one process speaks
+    rows = read_json(tmp_path/"compare"/"compare.json")["rows"]
+    assert [row["cell"] for row in rows] == ["scdd", "random"] and all(row["distilled_soft"]["n"] == 2 for row in rows)
+    report = Report.load(tmp_path/"compare"/"scdd")
+    assert "2 processes" in report.device and len(report.accuracy["distilled_hard"]["values"]) == 2
+    assert not list((tmp_path/"compare").rglob("*.part")) and not list((tmp_path/"compare").rglob(".checkpoints/*/*"))
