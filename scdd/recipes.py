@@ -350,6 +350,8 @@ def check(recipe: Recipe,  # what to look at
         for name, kind in get_type_hints(type(stage)).items() if is_dataclass(stage) else ():
             wrong = complaint(name, getattr(stage, name), kind)
             if wrong: raise UserError(f"--{part.name}.{name} {getattr(stage, name)}: {wrong}".replace("--peer.", "--"))
+    for part in ("train", "hard"):
+        if getattr(recipe, part).ema >= 1: raise UserError(f"--{part}.ema {getattr(recipe, part).ema}: must be below 1, or the average stays what the student began with; 0 is no average")
     if recipe.relabel.store and recipe.train.loss == "mse_ce" and not exact_labels(recipe.relabel.dtype, recipe.relabel.top):
         raise UserError("--train.loss mse_ce: compares the logits themselves, which stored labels keep only up to a constant or in part; add --relabel.dtype float16 --relabel.top None, or leave --relabel.store False")
     return recipe

@@ -71,3 +71,8 @@ def test_grid_has_every_combination_once():
     assert {cell.pretrain.method for name, cell in cells.items() if not name.startswith("supervised")} == {"mocov2", "mocov3", "swav", "dino"}
     assert list(cells)[0] == "mocov2-noise-ssl" and list(cells)[-1] == "supervised-patch-supervised"
     assert set(grid_recipes(RECIPES["digits"])) == {f"{made}-noise-{labelled}" for made in ("simclr", "supervised") for labelled in ("ssl", "supervised")}
+
+def test_an_average_that_never_moves_is_refused():
+    for part in ("train", "hard"):
+        with pytest.raises(UserError, match=rf"--{part}.ema 1.0: must be below 1"): override(RECIPES["digits"], {f"{part}.ema": 1.0})
+    assert override(RECIPES["digits"], {"train.ema": 0.999}).train.ema == 0.999

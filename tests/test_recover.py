@@ -207,3 +207,25 @@ def test_provenance(network, data):
     assert made.provenance["seed"] == 5 and made.provenance["config"]["steps"] == 6 and made.provenance["network"]["architecture"]["width"] == 4
     assert [row["step"] for row in made.provenance["curve"]] == list(range(6)) and made.provenance["seconds"] > 0
     assert isinstance(made, SyntheticSet) and made.ipc == 2 and made.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_batch_that_does_not_fit_goes_on_in_exact_parts(data, network, monkeypatch, capsys):
+    whole, real = recover(network, data, QUICK), chapter.frozen
+    def narrow(*given):
+        kept, read = real(*given)
+        def limited(images):
+            if len(images) > 2: raise torch.OutOfMemoryError(f"no room for {len(images)}")
+            return read(images)
+        return kept, limited
+    monkeypatch.setattr(chapter, "frozen", narrow)
+    parts = recover(network, data, QUICK)
+    assert "6 at once do not fit" in capsys.readouterr().err
+    assert np.abs(parts.images.astype(int) - whole.images).max() <= 1 and len(parts) == 6
+
+def test_images_that_stay_in_their_files(data, network, tmp_path):
+    whole, lazy = recover(network, data, replace(QUICK, batch=4, init="patch")), recover(network, data, replace(QUICK, batch=4, init="patch"), checkpoint=tmp_path/"kept", in_memory=False)
+    assert not isinstance(lazy.images, np.ndarray) and lazy.images.shape == whole.images.shape and lazy.nbytes == whole.nbytes
+    assert (np.asarray(lazy.images) == whole.images).all() and (lazy.images[5] == whole.images[5]).all()
+    lazy.save(tmp_path/"set"); assert (SyntheticSet.load(tmp_path/"set").images == whole.images).all()
+    (tmp_path/"kept"/"batch-00001.safetensors").unlink()
+    with pytest.raises(UserError, match="batch-00001.safetensors: there is no such file"): np.asarray(lazy.images)
