@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from .augment import augment_supervised
 from .data import ImageData, batches, to_device, to_float
-from .device import autocast, generator, pick, within_memory
+from .device import autocast, generator, pick, replaying, within_memory
 from .files import Checkpoint, UserError, progress
 from .models import Network
 from .recipes import Align
@@ -79,7 +79,7 @@ def head_optimizer(head, config):
     return torch.optim.SGD(head.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay)
 
 # %% ../nbs/pipeline/05_align.ipynb #17eac6c6
-def feature_batches(network, data, config, seed, device):
+def feature_batches(network, data, config, seed, device, begin=lambda: None):  # begin: called before each step
     "A function from an epoch to its batches: cached features, or those of freshly augmented images."
     images, labels = to_device(data, device)
     cached = None if config.augment else collect(network, images, device)
@@ -87,6 +87,7 @@ def feature_batches(network, data, config, seed, device):
     def epoch(number):
         order = batches(len(data), config.batch, generator(device, seed, "align", "order", number))
         for step, chosen in enumerate(order):
+            begin()
             if cached is not None: features = cached[chosen]
             else:
                 random = generator(device, seed, "align", "augment", number, step)
@@ -127,7 +128,7 @@ def align(network: Network,       # a backbone whose head is to be made; it stay
     began, device = time.time(), pick(device)
     original, network = network, copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
     network.classes, network.head = tuple(data.classes), new_head(network.backbone.num_features, len(data.classes), seed).to(device)
-    curve = train_head(network, feature_batches(network, data, config, seed, device), config, seed, Checkpoint(checkpoint))
+    with replaying(device, network) as begin: curve = train_head(network, feature_batches(network, data, config, seed, device, begin), config, seed, Checkpoint(checkpoint))
     if moved := changed(network.backbone, original.backbone): raise RuntimeError(f"align: the frozen backbone changed in {moved}")
     network.about = {**original.about, "align": {**asdict(config), "seed": seed, "curve": curve, "seconds": time.time() - began,
                      "accuracy": accuracy(network, test, device) if test is not None else None}}

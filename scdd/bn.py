@@ -41,7 +41,7 @@ class OnePass(torch.autograd.Function):
         x, mean = context.saved_tensors
         slope = to_var * (2 * len(mean) / x.numel())
         offset = to_mean * (len(mean) / x.numel()) - slope * mean
-        return F.batch_norm(x, torch.zeros_like(slope), torch.ones_like(slope), slope, offset, eps=0.0)
+        return F.batch_norm(x, torch.zeros_like(slope), torch.ones_like(slope), slope, offset, eps=1e-30)  # 0 is refused; 1 + 1e-30 is 1
 
 def moments(x: torch.Tensor,  # N×C×H×W, any memory format, bfloat16 too
            )->tuple:          # mean C and biased variance C, float32 (float64 of float64)

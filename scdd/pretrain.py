@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 from .augment import augment_supervised, views
 from .data import batches, to_device, to_float
-from .device import autocast, generator, pick, within_memory
+from .device import autocast, generator, pick, replaying, within_memory
 from .files import Checkpoint, UserError, nearest, progress
-from .processes import alone, average, divisible, from_first, joined, rank, ranks, share, synced
+from .processes import alone, average, divisible, from_first, joined, one_device, rank, ranks, share, synced
 from .models import build, knn_accuracy, seeded
 from .recipes import Pretrain
 
@@ -136,6 +136,7 @@ def check_config(config, data):
     if config.normalization == "cifar10" and data.channels != 3:
         raise UserError(f"--pretrain.normalization cifar10: {data.name} has {data.channels} channel, not 3; use data")
     divisible(min(config.batch, len(data)), "--pretrain.batch")
+    if ranks() > 1 and one_device(): raise UserError("pretrain: processes that share one device cannot share a batch; pretrain and align with one process first, then start several for images and students")
     if config.method == "mocov2" and config.key_bn != "plain" and ranks() > 1:
         divisible(config.bn_splits, "--pretrain.bn_splits")
         if min(config.batch, len(data)) % config.bn_splits: raise UserError(f"--pretrain.batch {config.batch}: several processes need groups of one size; give a multiple of --pretrain.bn_splits {config.bn_splits}")
@@ -229,17 +230,18 @@ def pretrain(data,              # ImageData, the training split
     first, curve, seconds = resume(saved, origin, parts, optimizer, losses)
     if first != from_first(first): raise UserError(f"pretrain: this process would go on from step {first} and the first one from another; give all of them one --out, on a file system that they share")
     spent = lambda: seconds + time.monotonic() - begun
-    for step in progress(range(first, steps), f"pretrain {config.method}", total=steps, initial=first):
-        epoch, place = divmod(step, per_epoch)
-        if place == 0 or step == first: order = batches(len(data), config.batch, generator(device, seed, "pretrain", "order", epoch), drop_last=True)
-        moment = Moment(epoch, step, generator(device, seed, "pretrain", epoch, place))
-        losses[place] = train_step(parts, optimizer, images[order[place]], labels[order[place]], data.name, config, moment, steps)
-        ended = place == per_epoch - 1
-        if not ended and time.monotonic() - looked < LOOK_EVERY: continue
-        mean, looked = finite_mean(losses[:place + 1], parts, config, epoch), time.monotonic()
-        if ended: curve.append({"epoch": epoch + 1, "loss": mean} | (measure(handed_on, *shown, config) if due(epoch + 1, config) else {}))
-        if rank() == 0: saved.save(lambda: {"origin": origin, "parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses,
-                                           "step": step + 1, "curve": curve, "seconds": spent()}, force=step + 1 == steps)
+    with replaying(device if ranks() == 1 else "cpu", *(parts[side]["network"] for side in ("online", "ema") if side in parts)) as begin:
+        for step in progress(range(first, steps), f"pretrain {config.method}", total=steps, initial=first):
+            epoch, place = divmod(step, per_epoch); begin()
+            if place == 0 or step == first: order = batches(len(data), config.batch, generator(device, seed, "pretrain", "order", epoch), drop_last=True)
+            moment = Moment(epoch, step, generator(device, seed, "pretrain", epoch, place))
+            losses[place] = train_step(parts, optimizer, images[order[place]], labels[order[place]], data.name, config, moment, steps)
+            ended = place == per_epoch - 1
+            if not ended and time.monotonic() - looked < LOOK_EVERY: continue
+            mean, looked = finite_mean(losses[:place + 1], parts, config, epoch), time.monotonic()
+            if ended: curve.append({"epoch": epoch + 1, "loss": mean} | (measure(handed_on, *shown, config) if due(epoch + 1, config) else {}))
+            if rank() == 0: saved.save(lambda: {"origin": origin, "parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses,
+                                               "step": step + 1, "curve": curve, "seconds": spent()}, force=step + 1 == steps)
     handed_on.about = {"method": config.method, "epochs": config.epochs, "hand_on": config.hand_on, "curve": curve, "seconds": spent(),
                        "seed": seed, "data": data.name, "config": asdict(config)}
     return handed_on.eval()

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from .align import accuracy
 from .augment import mix_labels
-from .device import autocast, pick
+from .device import autocast, pick, replaying
 from .files import Checkpoint, UserError, progress, read_json, write_json, writing
 from .models import build
 from .processes import from_first, mine, rank, ranks, together
@@ -142,20 +142,22 @@ def train_student(images_set,             # SyntheticSet, or ImageData for real 
         return soft_loss(said, logits, config.temperature, config.temperature_squared)
     origin = json.dumps([asdict(config), asdict(architecture), asdict(relabel), seed, fingerprint(images_set.images, images_set.labels)])
     epoch, step, curve, losses, before = restore(saved, origin, network, optimizer, title, average)
-    for epoch in progress(range(epoch, config.epochs), title, unit="epoch", total=config.epochs, initial=epoch):
-        network.train()
-        for group in optimizer.param_groups: group["lr"] = learning_rate(config, epoch)
-        for step, indices, drawn, views, logits in batches_of(epoch, step):
-            if len(indices) == 1 and not lone: continue
-            loss = loss_of(views, indices, drawn, logits)
-            optimizer.zero_grad(); loss.backward(); optimizer.step()
-            if average is not None: update_ema(average, network, config.ema)
-            losses.append(loss.detach())
-            saved.save(lambda: state(origin, network, optimizer, epoch, step + 1, curve, finite(losses, title, epoch), before + time.monotonic() - started, average))
-        curve.append({"epoch": epoch + 1, "loss": float(finite(losses, title, epoch).mean())}); step, losses = 0, []
-        if test is not None and (epoch + 1 == config.epochs or config.test_every and (epoch + 1) % config.test_every == 0):
-            curve[-1]["accuracy"] = accuracy(followed(network, average), test, device, precision=config.precision)
-            if average is not None: curve[-1]["online"] = accuracy(network.eval(), test, device, precision=config.precision)
+    with replaying(device, network, *([teacher] if isinstance(teacher, nn.Module) else [])) as begin:
+        for epoch in progress(range(epoch, config.epochs), title, unit="epoch", total=config.epochs, initial=epoch):
+            network.train()
+            for group in optimizer.param_groups: group["lr"] = learning_rate(config, epoch)
+            for step, indices, drawn, views, logits in batches_of(epoch, step):
+                if len(indices) == 1 and not lone: continue
+                begin()
+                loss = loss_of(views, indices, drawn, logits)
+                optimizer.zero_grad(); loss.backward(); optimizer.step()
+                if average is not None: update_ema(average, network, config.ema)
+                losses.append(loss.detach())
+                saved.save(lambda: state(origin, network, optimizer, epoch, step + 1, curve, finite(losses, title, epoch), before + time.monotonic() - started, average))
+            curve.append({"epoch": epoch + 1, "loss": float(finite(losses, title, epoch).mean())}); step, losses = 0, []
+            if test is not None and (epoch + 1 == config.epochs or config.test_every and (epoch + 1) % config.test_every == 0):
+                curve[-1]["accuracy"] = accuracy(followed(network, average), test, device, precision=config.precision)
+                if average is not None: curve[-1]["online"] = accuracy(network.eval(), test, device, precision=config.precision)
     saved.clear()
     return Student(curve[-1].get("accuracy"), curve, before + time.monotonic() - started, followed(network, average))
 
