@@ -1,6 +1,7 @@
 # make demo | make test | make lab | make docs | make class | make slides | make notebooks | make results | make clean
 PYTHON ?= python3
 VENV   ?= .venv
+WORKERS ?= 2
 BIN     = $(VENV)/bin
 # Debian's names of what pip cannot bring: venv, a compiler and Python.h for torch.compile, a browser for the tests
 HEADERS = $(PYTHON) -c "import sysconfig, pathlib, sys; sys.exit(not (pathlib.Path(sysconfig.get_paths()['include'])/'Python.h').exists())"
@@ -19,8 +20,9 @@ endef
 demo: $(VENV)/run
 	$(BIN)/scdd run digits
 
+# in two processes of one thread each (or WORKERS=4; PYTEST="-k 06_bn -n 0" for some of them in one process)
 test: $(VENV)/dev
-	$(BIN)/python -m pytest tests $(PYTEST)
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 lab: $(VENV)/dev
 	$(BIN)/jupyter lab nbs

@@ -1,11 +1,15 @@
-"Where the tests find the repository, the data and a browser; and what the run did not do, named at its end."
-import os, shutil, subprocess, sys
+"Where the tests find the repository, the data and a browser; how they are shared among processes; and what the run did not do, named at its end."
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 
+# Before anything imports torch, and for the kernels and commands that tests start:
+os.environ.setdefault("SCDD_PRECISION", "float32")   # else each processor takes what is faster on it, and tests that compare figures would depend on it
+os.environ.setdefault("OMP_NUM_THREADS", "1")        # small networks gain little from a second thread, and the other core has tests of its own
+
 ROOT = Path(__file__).resolve().parents[1]
 SCDD = Path(sys.executable).with_name("scdd.exe" if os.name == "nt" else "scdd")   # the installed console script
-NOT_RUN = []                                   # (notebook, number of cells, why)
+NOT_RUN = []                                   # (notebook, which cell)
 SECONDS = {}                                   # notebook -> seconds
 
 @pytest.fixture(scope="session")
@@ -35,6 +39,32 @@ def quick_run(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
+# Each file goes to one process, so that its fixtures are made once, and each notebook by itself. Three files share one process,
+# since they use a browser and measure how soon a page reacts, or build the site in one folder. What takes long comes first.
+FIRST = ["test_browser", "test_site", "test_editions", "test_demo", "test_run", "test_processes", "test_notebooks"]
+IN_A_BROWSER = FIRST[:3]
+
+def pytest_collection_modifyitems(items):
+    "The order of the tests, and which of them stay together."
+    lessons = json.loads((ROOT/"nbs/experiments/results/lessons.json").read_text(encoding="utf-8"))["seconds"]
+    def order(item):
+        file = item.path.stem
+        if file != "test_notebooks": return FIRST.index(file) if file in FIRST else len(FIRST), 0
+        return (FIRST.index(file), -lessons.get(item.callspec.id, 60)) if item.originalname == "test_runs" else (len(FIRST) + 1, 0)
+    items.sort(key=order)
+    for item in items:
+        file = item.path.stem
+        if file != "test_notebooks": item.add_marker(pytest.mark.xdist_group("browser" if file in IN_A_BROWSER else file))
+
+def pytest_configure(config): config.addinivalue_line("markers", "xdist_group(name): tests that go to the same process")   # where xdist is not installed
+
+def pytest_runtest_logreport(report):
+    "What a test of a notebook has noted, also one that ran in another process."
+    if report.when != "call": return
+    for name, value in report.user_properties:
+        if name == "seconds": SECONDS.update([value])
+        if name == "not run": NOT_RUN.append(value)
+
 def pytest_addoption(parser):
     parser.addoption("--record-seconds", action="store_true", help="keep how long each notebook took, for the site")
 
@@ -51,7 +81,7 @@ def pytest_terminal_summary(terminalreporter):
     if SECONDS and terminalreporter.config.getoption("--record-seconds"): record_seconds()
     if SECONDS:
         terminalreporter.section("notebooks")
-        for name, seconds in SECONDS.items(): write(f"{name:<24} {seconds:6.1f} s")
+        for name, seconds in sorted(SECONDS.items()): write(f"{name:<24} {seconds:6.1f} s")
         write(f"{'all':<24} {sum(SECONDS.values()):6.1f} s")
-    for name, line in NOT_RUN: write(f"not run in {name}: {line}")
+    for name, line in sorted(map(tuple, NOT_RUN)): write(f"not run in {name}: {line}")
     if SECONDS: write(f"cells not run: {len(NOT_RUN)}")

@@ -1,8 +1,10 @@
 "Which precision a processor takes, and which device a process gets."
 import pytest, torch
+from safetensors.torch import load_file
 from scdd import device
 from scdd.files import UserError, read_json
 from scdd.processes import connect
+from scdd.run import main
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
@@ -36,6 +38,20 @@ def test_a_wish_decides(fresh, monkeypatch):
         monkeypatch.setenv("SCDD_PRECISION", wish); device.has_bfloat16.cache_clear(); assert device.has_bfloat16("cpu") is (wish == "bfloat16")
     monkeypatch.setenv("SCDD_PRECISION", "float23"); device.has_bfloat16.cache_clear()
     with pytest.raises(UserError, match="SCDD_PRECISION float23.*did you mean 'float32'"): device.has_bfloat16("cpu")
+
+SHORT = ("--data.classes 3 --network.width 8 --student.width 8 --pretrain.epochs 1 --supervised.epochs 1 --full.epochs 1 --align.epochs 2 "
+         "--recover.steps 3 --recover.ipc 2 --recover.compile off --train.epochs 2 --hard.epochs 2").split()
+
+def test_every_stage_in_bfloat16(fresh, monkeypatch):
+    "The other tests are in float32, whatever the processor takes for itself."
+    for wish in ("float32", "bfloat16"):
+        monkeypatch.setenv("SCDD_PRECISION", wish); device.has_bfloat16.cache_clear()
+        assert main(["run", "digits", *SHORT, "--device", "cpu", "--out", str(fresh/wish)]) == 0
+    for name in ("pretrain/ssl", "pretrain/supervised", "align/ssl"):
+        exact, rough = (load_file(fresh/wish/name/"network.safetensors") for wish in ("float32", "bfloat16"))
+        gaps = [float((rough[key] - exact[key]).norm() / exact[key].norm()) for key in exact if key.endswith("conv1.weight")]
+        assert all(value.dtype != torch.bfloat16 and value.isfinite().all() for value in rough.values()) and 0 < max(gaps) < 0.5, (name, gaps)
+    assert set(read_json(fresh/"bfloat16"/"report.json")["accuracy"]) == set(read_json(fresh/"float32"/"report.json")["accuracy"])
 
 def test_a_broken_note_is_measured_again(fresh, monkeypatch):
     (fresh/"processor.json").write_text("{cut"); monkeypatch.setattr(device, "median_seconds", lambda precision: 1.0)

@@ -1,7 +1,8 @@
 "Every notebook runs from top to bottom in a real kernel, is clean, and is what the package and the README come from."
 import json, re, shutil, subprocess, sys
+from pathlib import Path
 import pytest
-from conftest import NOT_RUN, ROOT, SECONDS
+from conftest import ROOT
 from scdd import editions, site
 
 NOTEBOOKS = site.notebooks()
@@ -10,14 +11,15 @@ read = lambda path: json.loads(path.read_text(encoding="utf-8"))
 first_line = lambda cell: next((line for line in "".join(cell["source"]).splitlines() if line.strip() and not line.startswith("#|")), "")[:70]
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_runs(path):
+def test_runs(path, record_property):
     for cell in read(path)["cells"]:
-        if not site.runs(cell) and "nbdev.nbdev_export(" not in "".join(cell["source"]): NOT_RUN.append((path.stem, first_line(cell)))
-    done, SECONDS[path.stem], verdicts = editions.checked(path, timeout=900)
+        if not site.runs(cell) and "nbdev.nbdev_export(" not in "".join(cell["source"]): record_property("not run", (path.stem, first_line(cell)))
+    done, seconds, verdicts = editions.checked(path, timeout=900)
+    record_property("seconds", (path.stem, seconds))
     for cell in done.cells:                                         # a guarded cell says itself that its data are not here
         for output in cell.get("outputs", []):
             for line in output.get("text", "").splitlines():
-                if line.startswith("not run:"): NOT_RUN.append((path.stem, line))
+                if line.startswith("not run:"): record_property("not run", (path.stem, line))
     for number, unfilled, solved in verdicts:
         assert unfilled.startswith("not yet:"), f"exercise {number}: with its stub the check says {unfilled!r}"
         assert solved.startswith("right:"), f"exercise {number}: with its solution the check says {solved!r}"
@@ -46,17 +48,17 @@ def test_outputs_are_from_this_code(path):
 
 def test_export_is_current(tmp_path):
     for part in ("nbs", "scdd", "settings.ini"):
-        copy = shutil.copytree if (ROOT/part).is_dir() else shutil.copy
-        copy(ROOT/part, tmp_path/part)
+        if (ROOT/part).is_dir(): shutil.copytree(ROOT/part, tmp_path/part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))   # which come and go beside this test
+        else: shutil.copy(ROOT/part, tmp_path/part)
     for file in (tmp_path/"scdd").rglob("*.py"): file.unlink()
     subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
     files = lambda root: {p.relative_to(root).as_posix(): p.read_text() for p in (root/"scdd").rglob("*.py")}
     assert files(ROOT) == files(tmp_path)
 
-def test_readme_is_the_index(tmp_path):
-    before = (ROOT/"README.md").read_text(encoding="utf-8")
-    try: site.readme(); assert (ROOT/"README.md").read_text(encoding="utf-8") == before
-    finally: (ROOT/"README.md").write_text(before, encoding="utf-8")
+def test_readme_is_the_index(monkeypatch):
+    before, written = (ROOT/"README.md").read_text(encoding="utf-8"), {}
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **options: written.update({path: text}))   # others read the file meanwhile
+    site.readme(); assert written == {ROOT/"README.md": before}
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_a_page_has_one_title(path, monkeypatch):

@@ -105,7 +105,7 @@ def test_a_map_that_patches_do_not_fill_is_enlarged():
 @pytest.mark.parametrize("conv_patch", [0, 4])
 def test_class_statistics_against_brute_force(data, network, conv_patch):
     uneven = data.subset([*range(5), *range(12, 36)])
-    entries, labels = class_statistics(network, uneven, conv_patch, batch=4), torch.tensor(uneven.labels)
+    entries, labels = class_statistics(network, uneven, conv_patch, batch=4, precision="float32"), torch.tensor(uneven.labels)
     pixels = to_float(torch.from_numpy(uneven.images.copy()))
     with torch.no_grad(), watching(network, conv_patch) as seen:
         for label in range(3):

@@ -250,11 +250,11 @@ def test_every_kept_result_says_its_command_its_day_and_its_code():
 def test_seconds_survive_an_interruption(tmp_path):
     def attempt(fail):
         with runs.stopwatch(tmp_path) as seconds:
-            time.sleep(0.2); (tmp_path/"checkpoint.pt").write_text("…"); time.sleep(0.3)
+            time.sleep(0.2); (tmp_path/"checkpoint.pt").write_text("…"); time.sleep(1.2 if fail else 0.3)
             if fail: raise KeyboardInterrupt
             return seconds()
     with pytest.raises(KeyboardInterrupt): attempt(True)
-    assert 0.65 <= attempt(False) <= 0.95  # 0.2 s that the checkpoint kept, and 0.5 s; the 0.3 s after it were lost
+    assert 0.65 <= attempt(False) <= 1.6   # 0.2 s that the checkpoint kept, and 0.5 s; the 1.2 s after it were lost
 
 # --- the real stages ----------------------------------------------------------------------------------------------------
 
