@@ -22,7 +22,7 @@ demo: $(VENV)/run
 
 # in two processes of one thread each (or WORKERS=4; PYTEST="-k 06_bn -n 0" for some of them in one process)
 test: $(VENV)/dev
-	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest tests -n $(WORKERS) $(PYTEST)
 
 lab: $(VENV)/dev
 	$(BIN)/jupyter lab nbs

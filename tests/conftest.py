@@ -40,23 +40,29 @@ def quick_run(tmp_path_factory):
     return folder
 
 # Each file goes to one process, so that its fixtures are made once, and each notebook by itself. Three files share one process,
-# since they use a browser and measure how soon a page reacts, or build the site in one folder. What takes long comes first.
+# since they use a browser and measure how soon a page reacts, or build the site in one folder.
 FIRST = ["test_browser", "test_site", "test_editions", "test_demo", "test_run", "test_processes", "test_notebooks"]
 IN_A_BROWSER = FIRST[:3]
 
 def pytest_collection_modifyitems(items):
-    "The order of the tests, and which of them stay together."
+    "What takes long comes first."
     lessons = json.loads((ROOT/"nbs/experiments/results/lessons.json").read_text(encoding="utf-8"))["seconds"]
     def order(item):
         file = item.path.stem
         if file != "test_notebooks": return FIRST.index(file) if file in FIRST else len(FIRST), 0
         return (FIRST.index(file), -lessons.get(item.callspec.id, 60)) if item.originalname == "test_runs" else (len(FIRST) + 1, 0)
     items.sort(key=order)
-    for item in items:
-        file = item.path.stem
-        if file != "test_notebooks": item.add_marker(pytest.mark.xdist_group("browser" if file in IN_A_BROWSER else file))
 
-def pytest_configure(config): config.addinivalue_line("markers", "xdist_group(name): tests that go to the same process")   # where xdist is not installed
+@pytest.hookimpl(optionalhook=True)   # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    "Which tests stay together. (Marks of groups, with --dist loadgroup, do nothing in xdist 3.8 under pytest 9.2.)"
+    from xdist.scheduler import LoadScopeScheduling
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.split("::")[0]).stem
+            return nodeid if file == "test_notebooks" else "browser" if file in IN_A_BROWSER else file
+    config.option.loadscopereorder = False
+    return Together(config, log)
 
 def pytest_runtest_logreport(report):
     "What a test of a notebook has noted, also one that ran in another process."
