@@ -9,10 +9,11 @@ __all__ = ['FULL', 'SMALL', 'COLUMNS', 'PROGRAM', 'PARTS', 'Clock', 'race', 'com
            'plain_loader', 'workers', 'Twice', 'plain_views', 'split_norm', 'plain_pretraining', 'our_pretraining',
            'our_views', 'pretraining_epoch', 'pretraining', 'plain_student', 'our_student', 'student', 'student_epoch',
            'plain_pixels', 'every_byte', 'loading_again', 'loading', 'startup', 'recover_some', 'in_processes',
-           'growth', 'processes', 'bench', 'conditions', 'main']
+           'growth', 'processes', 'graphs', 'seconds_a_step', 'switched', 'the_stages', 'switches', 'bench',
+           'conditions', 'main']
 
 # %% ../nbs/practice/42_scale.ipynb #ae36c03c
-import argparse, copy, functools, importlib.util, json, os, statistics, subprocess, sys, tempfile, time
+import argparse, contextlib, copy, functools, importlib.util, json, os, statistics, subprocess, sys, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -27,7 +28,7 @@ from .files import UserError, code_hash, nearest, write_json
 from .models import bn_layers, build
 from .pretrain import METHODS, Moment, assemble, fitted, make_views, optimizer_for, pretrain
 from .recipes import METHOD_VALUES, Architecture, Pretrain, Recover, Train
-from .recover import compiled, frozen, recover, recover_batch
+from .recover import compiled, frozen, recover, recover_batch, work
 from .processes import connect, rank
 from .train import provenance, train_student
 
@@ -80,10 +81,11 @@ class Sizes:
     starts: int = 5  # processes of each kind
     growth: tuple = (8, 224, 2, 25, (5, 10, 30, 100))  # width, side, steps, images a batch; images per class of ten classes
     processes: tuple = (16, 32, 20, 50, 20)  # width, side, steps, images a batch; images per class of ten classes
+    switches: tuple = (64, 100, 200, 5120, 512, 128, 1000)  # width; images of a recovery batch, its steps; images and batch of MoCo v2; batch of supervised training; images of a student
     compile: bool = True  # time the compiled recovery too, which compiles for half a minute or more
 
 FULL = Sizes()
-SMALL = Sizes(2, 512, (16, 32, 16), 32, (16, 50, 16, 8), (("mocov2", 8, 256, 64), ("simclr", 8, 256, 64)), ((8, 256),), ((256, 32), (24, 224)), 1000, 2, (4, 64, 1, 10, (1, 4)), (8, 16, 4, 10, 4), False)
+SMALL = Sizes(2, 512, (16, 32, 16), 32, (16, 50, 16, 8), (("mocov2", 8, 256, 64), ("simclr", 8, 256, 64)), ((8, 256),), ((256, 32), (24, 224)), 1000, 2, (4, 64, 1, 10, (1, 4)), (8, 16, 4, 10, 4), (4, 10, 4, 64, 32, 16, 40), False)
 
 # %% ../nbs/practice/42_scale.ipynb #0109ce0d
 def repeated(run, device, repeats=3)->float:
@@ -122,12 +124,12 @@ def machine(sizes, device, **_)->list:
     return [{"part": "machine", "what": f"the machine: a 3×3 convolution of {images}×{channels}×{side}×{side}, a product of {sizes.product}×{sizes.product}, a copy of {sizes.copied} MB", "rows": rows}]
 
 # %% ../nbs/practice/42_scale.ipynb #5fc465e7
-COLUMNS = {"precision": ("precision", str), "seconds": ("seconds", "{:.3f}".format), "faster": ("faster", "{:.2f}×".format), "rate": ("rate", "{:.1f}".format), "unit": ("", str), "floor": ("of the floor", lambda share: f"{100 * share:.0f} %"),
+COLUMNS = {"precision": ("precision", str), "seconds": ("seconds", lambda value: f"{value:.3f}" if value >= 0.01 else f"{value:.5f}"), "faster": ("faster", "{:.2f}×".format), "rate": ("rate", "{:.1f}".format), "unit": ("", str), "floor": ("of the floor", lambda share: f"{100 * share:.0f} %"), "peak": ("of the product", lambda share: f"{100 * share:.0f} %"),
            "compiling": ("compiling", "{:.0f} s".format), "augmenting": ("augmenting", lambda share: f"{100 * share:.0f} %"), "loss": ("loss", "{:.3g}".format), "images": ("images", str), "memory": ("peak memory", "{:.2f} GB".format), "many": ("50 000 images", "{:.0f} s".format)}
 
 def table(found: dict)->str:
     "One table as text."
-    if not found["rows"]: return f"{found['what']}: not measured: no data here"
+    if not found["rows"]: return f"{found['what']}: not measured: {found.get('missing', 'no data here')}"
     shown = [key for key in COLUMNS if any(row.get(key) is not None for row in found["rows"])]
     cells = [["", *(COLUMNS[key][0] for key in shown)]] + [[row["way"], *(COLUMNS[key][1](row[key]) if row.get(key) is not None else "" for key in shown)] for row in found["rows"]]
     wide = [max(map(len, column)) for column in zip(*cells)]
@@ -443,8 +445,62 @@ def processes(sizes, scratch, **_)->list:
     rows = [{key: value for key, value in row.items() if key not in ("memory", "images")} for row in compared(race(ways, sizes.repeats))]
     return [{"part": "processes", "what": f"recovering {10 * ipc} images of {side}×{side}, {steps} steps in batches of {batch} (width {width}), one thread for each process", "rows": rows}]
 
+# %% ../nbs/practice/42_scale.ipynb #42fe0041
+@contextlib.contextmanager
+def graphs(wish):
+    "CUDA graphs on or off for a while."
+    before = os.environ.get("SCDD_GRAPHS"); os.environ["SCDD_GRAPHS"] = wish
+    try: yield
+    finally:
+        if before is None: del os.environ["SCDD_GRAPHS"]
+        else: os.environ["SCDD_GRAPHS"] = before
+
+def seconds_a_step(run,     # does so many rounds, and gives the number of its steps
+                   device,
+                   rounds=(6, 6, 16),  # to warm up, and the two whose difference counts
+                  )->float:
+    "Seconds of a step without what is done once."
+    def once(count):
+        found = timed(lambda: {"steps": run(count), "done": device.type == "cuda" and torch.cuda.synchronize()})
+        return found["seconds"], found["steps"]
+    (_, _), (short, few), (long, many) = map(once, rounds)
+    return (long - short) / (many - few)
+
+def switched(stages: dict,  # name: (a function of rounds and of whether to compile, ways, operations of a step)
+             device, peak)->list:
+    "The steps of each stage with each of its switches."
+    rows = []
+    for stage, (run, compiles, operations) in stages.items():
+        for compile in compiles:
+            for wish in ("off", "on"):
+                with graphs(wish): seconds = seconds_a_step(functools.partial(run, compile=compile), device)
+                rows.append({"way": f"{stage}: {'compiled' if compile else 'eager'}{', graphs' * (wish == 'on')}", "seconds": seconds, "rate": operations / seconds / 1e9, "unit": "GFLOP/s", "peak": operations / seconds / peak, "memory": peak_memory(device) / 1e9})
+    return rows
+
+# %% ../nbs/practice/42_scale.ipynb #42fe0042
+def the_stages(sizes, device)->dict:
+    "Recovery, pretraining and a student on pictures of noise, for `switched`."
+    width, classes, steps, images, batch, small, few = sizes.switches
+    random = np.random.default_rng(0); names = tuple(f"class {label:03d}" for label in range(classes))
+    data = ImageData(random.integers(0, 256, (images, 3, 32, 32), np.uint8), np.arange(images) % classes, names, (0.5,) * 3, (0.25,) * 3, "train", "cifar100", "noise")
+    architecture, network, some = Architecture(width=width), subject(width, 32, classes, device), data.subset(list(range(few)))
+    once, config = work(network, 32), replace(Pretrain("mocov2", batch=batch, queue=min(4096, images - batch)), measure_every=0)
+    def recovery(rounds, compile): recover(network, data, Recover(ipc=rounds, steps=steps, batch=classes, compile="on" if compile else "off"), 0, device); return rounds * steps
+    def contrast(rounds, compile): pretrain(data, architecture, replace(config, epochs=rounds), 0, device); return rounds * (images // batch)
+    def supervised(rounds, compile): pretrain(data, architecture, Pretrain("supervised", rounds, small, measure_every=0), 0, device); return rounds * (images // small)
+    def student(rounds, compile): train_student(some, architecture, Train(epochs=rounds), 0, device, network); return rounds * -(-few // Train().batch)
+    return {f"recovery, {classes} images": (recovery, (False, True) if sizes.compile else (False,), 4 * once * classes), f"MoCo v2, {batch} images": (contrast, (False,), 8 * once * batch),
+            f"supervised, {small} images": (supervised, (False,), 6 * once * small), f"a student, {Train().batch} images": (student, (False,), 8 * once * few / -(-few // Train().batch))}
+
+def switches(sizes, device, **_)->list:
+    "What compiling and CUDA graphs give, on a device that has them."
+    what = f"steps at width {sizes.switches[0]} with each switch"
+    if device.type != "cuda": return [{"part": "switches", "what": what, "rows": [], "missing": "a CUDA device has CUDA graphs, this one has not"}]
+    seconds, operations = product(device, "bfloat16", 4 * sizes.product)
+    return [{"part": "switches", "what": f"{what}; a product of {4 * sizes.product} squared: {operations / seconds / 1e12:.0f} TFLOP/s", "rows": switched(the_stages(sizes, device), device, operations / seconds)}]
+
 # %% ../nbs/practice/42_scale.ipynb #8f930082
-PARTS = {"machine": machine, "recovery": recovery, "pretraining": pretraining, "student": student, "loading": loading, "startup": startup, "growth": growth, "processes": processes}
+PARTS = {"machine": machine, "recovery": recovery, "pretraining": pretraining, "student": student, "loading": loading, "startup": startup, "growth": growth, "processes": processes, "switches": switches}
 
 def bench(only=(),        # names of PARTS; all of them where none is given
           sizes=FULL,     # how much is measured

@@ -4,7 +4,7 @@
 __all__ = ['WORTH', 'FULL', 'EAGER', 'pick', 'seed_of', 'generator', 'amx_works', 'median_seconds', 'processor',
            'faster_in_bfloat16', 'has_bfloat16', 'autocast', 'without_bfloat16', 'peak_memory', 'can_compile',
            'say_once', 'within_memory', 'uses_graphs', 'Passes', 'record_forward', 'record_both', 'record', 'Replayed',
-           'replaying']
+           'in_parts', 'replaying']
 
 # %% ../nbs/pipeline/00_device.ipynb #6c767f82
 import contextlib, functools, hashlib, os, platform, re, shutil, sys, time
@@ -174,6 +174,7 @@ def record_forward(passes, samples):
 
 def record_both(passes, samples):
     "A pass and its gradient as two CUDA graphs."
+    if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"): torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # meant so here
     names, weights = zip(*named) if (named := [(name, weight) for name, weight in passes.named_parameters() if weight.requires_grad]) else ((), ())
     aside = tuple(weight.detach().requires_grad_() for weight in weights)  # the same memory: what else holds on to the weights cannot disturb the recording
     def run(*given): return torch.func.functional_call(passes, dict(zip(names, given[len(samples):])), given[:len(samples)])
@@ -197,12 +198,13 @@ class Replayed:
     def __init__(self,
                  run,          # the function
                  module=None,  # whose weights it uses; it is replayed in the mode (train or eval) that this is in now
+                 usual=None,   # what is done in the other mode; the function itself where not given
                 ):
-        self.run, self.module, self.turn, self.met, self.made = run, module, 0, Counter(), {}
+        self.run, self.module, self.usual, self.turn, self.met, self.made = run, module, usual or run, 0, Counter(), {}
         self.norm = next((layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)), None) if module else None
         self.mode = module.training if module else None
     def __call__(self, *inputs):
-        if self.module is not None and self.module.training != self.mode: return self.run(*inputs)
+        if self.module is not None and self.module.training != self.mode: return self.usual(*inputs)
         key = (self.turn, *(tuple(x.shape) for x in inputs), inputs[0].requires_grad, torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
                torch.is_autocast_enabled("cuda"), self.norm is not None and self.norm.training)
         self.turn += 1; self.met[key] += 1
@@ -210,15 +212,21 @@ class Replayed:
         if key not in self.made: self.made[key] = record(Passes(self.run, self.module), inputs)
         return self.made[key](*inputs)
 
+def in_parts(run, parts):
+    "The same function, which does its batch in so many equal parts one after another."
+    return run if parts == 1 else lambda x: torch.cat([run(part) for part in x.chunk(parts)])
+
 @contextlib.contextmanager
 def replaying(device,
               *networks,  # of chapter 3, in the mode in which they are to be replayed
+              parts=(),   # for each network, in how many parts its batches go through it; 1 where not given
              ):           # yields a function to be called at the beginning of every step
     "Inside, the passes of the networks' backbones are replayed, where the device can."
     if not uses_graphs(device): yield lambda: None; return
     backbones = [network.backbone for network in networks]
-    made = [Replayed(backbone.forward, backbone) for backbone in backbones]
-    for backbone, replayed in zip(backbones, made): backbone.forward = replayed
+    parts = parts or [1] * len(backbones)
+    made = [Replayed(in_parts(backbone.forward, count), backbone, backbone.forward) for backbone, count in zip(backbones, parts)]
+    for backbone, replayed, count in zip(backbones, made, parts): backbone.forward, replayed.parts = replayed, count
     def begin():
         for replayed in made: replayed.turn = 0
     try: yield begin

@@ -7,9 +7,9 @@ __all__ = ['METHODS', 'CIFAR10', 'LOOK_EVERY', 'Moment', 'Method', 'supervised_p
            'optimizer_for', 'embed', 'embedding_spread', 'probe_accuracy', 'measure', 'due', 'check_config', 'assemble',
            'make_views', 'bn_buffers', 'train_step', 'finite_mean', 'watched', 'resume', 'fitted', 'pretrain',
            'nt_xent', 'mlp', 'side', 'project', 'simclr_parts', 'simclr_step', 'update_ema', 'ema_share', 'follower',
-           'info_nce', 'Memory', 'mocov2_parts', 'share_of', 'in_groups', 'mocov2_keys', 'mocov2_step', 'moco_v3_loss',
-           'mocov3_parts', 'mocov3_step', 'Prototypes', 'sinkhorn', 'swav_loss', 'swav_parts', 'swav_step', 'dino_loss',
-           'dino_parts', 'dino_step']
+           'info_nce', 'Memory', 'mocov2_parts', 'share_of', 'in_groups', 'groups_of', 'mocov2_keys', 'mocov2_step',
+           'moco_v3_loss', 'mocov3_parts', 'mocov3_step', 'Prototypes', 'sinkhorn', 'swav_loss', 'swav_parts',
+           'swav_step', 'dino_loss', 'dino_parts', 'dino_step']
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #dfc866d2
 import copy, math, time
@@ -230,7 +230,8 @@ def pretrain(data,              # ImageData, the training split
     first, curve, seconds = resume(saved, origin, parts, optimizer, losses)
     if first != from_first(first): raise UserError(f"pretrain: this process would go on from step {first} and the first one from another; give all of them one --out, on a file system that they share")
     spent = lambda: seconds + time.monotonic() - begun
-    with replaying(device if ranks() == 1 else "cpu", *(parts[side]["network"] for side in ("online", "ema") if side in parts)) as begin:
+    sides = [side for side in ("online", "ema") if side in parts]
+    with replaying(device if ranks() == 1 else "cpu", *(parts[side]["network"] for side in sides), parts=[groups_of(config).get(side, 1) for side in sides]) as begin:
         for step in progress(range(first, steps), f"pretrain {config.method}", total=steps, initial=first):
             epoch, place = divmod(step, per_epoch); begin()
             if place == 0 or step == first: order = batches(len(data), config.batch, generator(device, seed, "pretrain", "order", epoch), drop_last=True)
@@ -348,9 +349,14 @@ def share_of(groups: tuple)->tuple:
 
 def in_groups(side, images, groups, precision):
     "Project with BatchNorm statistics of each group alone, as on so many GPUs; of several processes each takes some groups."
-    if groups == 1: return project(side, [images], precision)[0]
+    if groups == 1 or getattr(side["network"].backbone.forward, "parts", 1) == groups: return project(side, [images], precision)[0]  # a recorded pass goes in groups by itself
     with alone(): found = torch.cat([project(side, [part], precision)[0] for part in share_of(images.chunk(groups))])
     return joined(found)
+
+def groups_of(config)->dict:
+    "In how many groups a batch passes through each network."
+    if config.method != "mocov2": return {}
+    return {"online": config.bn_splits if config.key_bn == "shuffle" else 1, "ema": 1 if config.key_bn == "plain" else config.bn_splits}
 
 def mocov2_keys(ema, images, config, random):
     "Keys, with the key network's BatchNorm as `key_bn` says."
@@ -362,7 +368,7 @@ def mocov2_keys(ema, images, config, random):
 def mocov2_step(parts, images, labels, config, moment):
     "Queries against their keys and a queue of older keys."
     queue, online = parts["memory"].queue, parts["online"]
-    query = in_groups(online, images[0], config.bn_splits if config.key_bn == "shuffle" else 1, config.precision)
+    query = in_groups(online, images[0], groups_of(config)["online"], config.precision)
     with torch.no_grad(): key = mocov2_keys(parts["ema"], images[1], config, moment.random)
     seen = moment.step * len(key)
     loss = info_nce(query, key, queue[:seen].clone(), config.temperature)

@@ -255,7 +255,7 @@ RECIPES = {r.name: r for r in [
            Recover(steps=500, learning_rate=0.05, r_bn=1.0, bn_form="normalized", init="patch", crop_min=0.5), Relabel(teacher="supervised"),
            replace(PROTOCOLS["strong"], students=3, epochs=100, batch=32), replace(PROTOCOLS["hard"], students=3, epochs=100, batch=64),
            Pretrain(method="supervised", epochs=20, batch=128, learning_rate=0.1)),
-    Recipe("cifar100-scdd", "SC-DD as published: MoCo v2, IPC 50 (--recover.ipc 1 and 10 for the others)", "CIFAR-100 (--data); a GPU", "",
+    Recipe("cifar100-scdd", "SC-DD as published: MoCo v2, IPC 50 (--recover.ipc 1 and 10 for the others)", "CIFAR-100 (--data); a GPU", "15 minutes up to the first student on an H200",
            Data("cifar100"), Architecture(), Architecture(),
            Pretrain("mocov2", 200, 512, learning_rate=0.06, normalization="cifar10"), supervised_cifar, Align(),
            Recover(ipc=50, steps=1000, learning_rate=0.4, r_bn=0.005, rounding="jpeg"), Relabel(teacher_bn="batch", normalization="student"),

@@ -27,6 +27,23 @@ def test_every_part_measures(found):
     assert {"code", "commit", "device", "versions", "threads", "sizes", "seconds"} <= set(found)
     for one in found["tables"]: assert bench.table(one) in found["said"]
 
+def test_switches_are_for_devices_that_have_them(found, monkeypatch):
+    one = next(one for one in found["tables"] if one["part"] == "switches")
+    assert not one["rows"] and "not measured: a CUDA device has CUDA graphs" in bench.table(one)
+    import os
+    asked, clock = [], iter(range(1000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock) ** 2)                  # each look at the time is later than the last by two more
+    def run(rounds, compile): asked.append((rounds, compile, os.environ["SCDD_GRAPHS"])); return 10 * rounds
+    monkeypatch.setenv("SCDD_GRAPHS", "on")
+    rows = bench.switched({"a stage": (run, (False, True), 3e9)}, torch.device("cpu"), 6e10)
+    assert [row["way"] for row in rows] == ["a stage: eager", "a stage: eager, graphs", "a stage: compiled", "a stage: compiled, graphs"]
+    assert asked == [(rounds, compile, wish) for compile in (False, True) for wish in ("off", "on") for rounds in (6, 6, 16)] and os.environ["SCDD_GRAPHS"] == "on"
+    for row in rows: assert row["seconds"] == pytest.approx(0.04) and row["rate"] == pytest.approx(75) and row["peak"] == pytest.approx(1.25)   # four units more for a hundred steps more
+
+def test_the_stages_give_their_steps():
+    stages = bench.the_stages(replace(bench.SMALL, switches=(4, 4, 2, 80, 16, 8, 70)), torch.device("cpu"))
+    assert [run(1, False) for run, _, _ in stages.values()] == [2, 5, 10, 2] and all(operations > 0 for _, _, operations in stages.values())
+
 def test_both_sides_do_the_same_work(found):
     for one in found["tables"]:
         if one["part"] not in ("pretraining", "student"): continue

@@ -74,3 +74,84 @@ def test_a_device_without_bfloat16_goes_on_and_says_so_once(monkeypatch, capsys)
 def test_processes_refuse_what_they_cannot_share(monkeypatch, name, message):
     monkeypatch.setenv("WORLD_SIZE", "2"); monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(UserError, match=message): connect(torch.device(name))
+
+
+# recorded passes: on a processor the recorder is played by what it records
+
+@pytest.fixture
+def recorder(monkeypatch):
+    "Every device counts as one with graphs; the list fills with the shapes that were recorded."
+    shapes = []
+    def record(passes, inputs): shapes.append(tuple(inputs[0].shape)); return passes
+    monkeypatch.setattr(device, "record", record); monkeypatch.setattr(device, "uses_graphs", lambda _: True)
+    return shapes
+
+
+def test_a_pass_is_recorded_when_it_comes_again(recorder):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    replayed = device.Replayed(module.forward, module, lambda x: "usual")
+    for step in range(6):
+        replayed.turn = 0
+        for count in (8, 8, 5)[:3 if step % 2 else 2]: replayed(torch.ones(count, 3))
+    assert recorder == [(8, 3), (8, 3)]                   # each turn by itself; what came three times is not recorded yet
+    module.eval(); assert replayed(torch.ones(8, 3)) == "usual"
+    assert {key[0] for key in replayed.made} == {0, 1}
+
+
+@pytest.mark.parametrize("method, key_bn", [("supervised", "plain"), ("mocov2", "shuffle"), ("mocov2", "split"), ("mocov2", "plain"), ("mocov3", "plain"), ("swav", "plain")])
+def test_pretraining_through_recorded_passes_is_the_same(recorder, monkeypatch, method, key_bn):
+    from dataclasses import replace
+    from scdd.data import load
+    from scdd.pretrain import pretrain
+    from scdd.recipes import Architecture, find_recipe, with_method
+    recipe = find_recipe("digits"); data = load(recipe.data, "train").subset(list(range(200)))
+    config = replace(with_method(recipe, method).pretrain, epochs=2, batch=32, bn_splits=4, key_bn=key_bn, measure_every=0)
+    again = pretrain(data, Architecture(width=4), config, device="cpu")
+    assert recorder and "forward" not in vars(again.backbone)
+    monkeypatch.setattr(device, "uses_graphs", lambda _: False)
+    plain = pretrain(data, Architecture(width=4), config, device="cpu")
+    for name, value in plain.state_dict().items(): torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_students_through_recorded_passes_are_the_same(recorder, monkeypatch):
+    from dataclasses import replace
+    from scdd.data import load, random_subset
+    from scdd.models import build
+    from scdd.recipes import Architecture, Relabel, find_recipe
+    from scdd.train import train_student
+    recipe = find_recipe("digits"); data = random_subset(load(recipe.data, "train"), 4); teacher = build(Architecture(width=4), data, 3)
+    config = replace(recipe.train, epochs=6, batch=16)
+    found = {}
+    for graphs in (True, False):
+        monkeypatch.setattr(device, "uses_graphs", lambda _: graphs)
+        for statistics in ("running", "batch"): found[graphs, statistics] = train_student(data, Architecture(width=4), config, 1, "cpu", teacher, Relabel(teacher_bn=statistics)).network.state_dict()
+    for statistics in ("running", "batch"):
+        for name, value in found[False, statistics].items(): assert torch.equal(found[True, statistics][name], value), name
+    assert (16, 1, 16, 16) in recorder and (8, 1, 16, 16) in recorder and "forward" not in vars(teacher.backbone)
+
+
+def test_recovery_in_one_recorded_piece_is_the_same(recorder, monkeypatch):
+    from dataclasses import replace
+    from scdd import recover as recovery
+    from scdd.data import load
+    from scdd.models import build
+    from scdd.recipes import Architecture, find_recipe
+    recipe = find_recipe("digits"); data = load(recipe.data, "train"); network = build(Architecture(width=4), data, 3).eval()
+    config = replace(recipe.recover, ipc=2, batch=10, steps=8, compile="off", precision="float32")
+    monkeypatch.setattr(recovery, "uses_graphs", lambda _: True)
+    once = recovery.recover(network, data, config, device="cpu"); assert recorder == [(10, 1, 16, 16)]
+    monkeypatch.setattr(recovery, "uses_graphs", lambda _: False)
+    assert (recovery.recover(network, data, config, device="cpu").images == once.images).all() and len(recorder) == 1
+
+
+def test_graphs_are_refused_by_one_word(monkeypatch):
+    monkeypatch.setenv("SCDD_GRAPHS", "off"); assert not device.uses_graphs("cuda")
+    monkeypatch.setenv("SCDD_GRAPHS", "maybe")
+    with pytest.raises(UserError, match="SCDD_GRAPHS maybe: there is no such choice; give on or off"): device.uses_graphs("cuda")
+
+
+def test_more_processes_than_devices_share_one(monkeypatch):
+    from scdd import processes
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3"); monkeypatch.setattr(torch.cuda, "device_count", lambda: 1); assert processes.one_device()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4); assert not processes.one_device()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0); assert not processes.one_device()   # processors only
