@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['METHODS', 'CIFAR10', 'LOOK_EVERY', 'Moment', 'Method', 'supervised_parts', 'supervised_step', 'learning_rate',
            'optimizer_for', 'embed', 'embedding_spread', 'probe_accuracy', 'measure', 'due', 'check_config', 'assemble',
-           'make_views', 'bn_buffers', 'train_step', 'finite_mean', 'watched', 'resume', 'fitted', 'pretrain',
-           'nt_xent', 'mlp', 'side', 'project', 'simclr_parts', 'simclr_step', 'update_ema', 'ema_share', 'follower',
-           'info_nce', 'Memory', 'mocov2_parts', 'share_of', 'in_groups', 'groups_of', 'mocov2_keys', 'mocov2_step',
+           'groups_of', 'make_views', 'bn_buffers', 'train_step', 'finite_mean', 'watched', 'resume', 'fitted',
+           'pretrain', 'nt_xent', 'mlp', 'side', 'project', 'simclr_parts', 'simclr_step', 'update_ema', 'ema_share',
+           'follower', 'info_nce', 'Memory', 'mocov2_parts', 'share_of', 'in_groups', 'mocov2_keys', 'mocov2_step',
            'moco_v3_loss', 'mocov3_parts', 'mocov3_step', 'Prototypes', 'sinkhorn', 'swav_loss', 'swav_parts',
            'swav_step', 'dino_loss', 'dino_parts', 'dino_step']
 
@@ -149,6 +149,11 @@ def assemble(data, architecture, config, seed)->nn.ModuleDict:
     "The network and whatever its method adds, from one seed."
     network = build(architecture, data, seed, **(CIFAR10 if config.normalization == "cifar10" else {}))
     with seeded(seed, "pretrain", "heads"): return METHODS[config.method].parts(network, config).train()
+
+def groups_of(config)->dict:
+    "In how many groups a batch passes through each network, one after another: more than one where MoCo v2 splits its BatchNorm."
+    if config.method != "mocov2": return {}
+    return {"online": config.bn_splits if config.key_bn == "shuffle" else 1, "ema": 1 if config.key_bn == "plain" else config.bn_splits}
 
 # %% ../nbs/pipeline/04_pretrain.ipynb #d95f740b
 def make_views(images, data_name, config, random)->list:
@@ -352,11 +357,6 @@ def in_groups(side, images, groups, precision):
     if groups == 1 or getattr(side["network"].backbone.forward, "parts", 1) == groups: return project(side, [images], precision)[0]  # a recorded pass goes in groups by itself
     with alone(): found = torch.cat([project(side, [part], precision)[0] for part in share_of(images.chunk(groups))])
     return joined(found)
-
-def groups_of(config)->dict:
-    "In how many groups a batch passes through each network."
-    if config.method != "mocov2": return {}
-    return {"online": config.bn_splits if config.key_bn == "shuffle" else 1, "ema": 1 if config.key_bn == "plain" else config.bn_splits}
 
 def mocov2_keys(ema, images, config, random):
     "Keys, with the key network's BatchNorm as `key_bn` says."
