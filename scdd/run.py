@@ -872,14 +872,14 @@ def show(folder,  # of a run
     last = read_json(folder/"recipe.json")
     recipe = from_dict(last["recipe"])
     rows = [f"{folder}: {recipe.name}{f', images by {recipe.peer.method}' if recipe.peer else ''}, seed {last['seed']}, {recipe.about}"]
-    if (folder/"evaluate.json").is_file(): from scdd.share import as_markdown as scores; return rows[0] + "\n" + scores(read_json(folder/"evaluate.json")["rows"])
     changed = unusual(recipe)
     if changed: rows.append("  changed: " + ", ".join(f"{name} {new}" for name, new in changed.items()))
     for name in plan(recipe):
         if (folder/name/"stage.json").is_file(): facts = read_json(folder/name/"stage.json"); rows.append(f"  {name:<22} {facts['line']}, {duration(facts['seconds'])}")
-        else: rows.append(f"  {name:<22} " + ("begun" if (folder/".checkpoints"/name).is_dir() else "to do"))
+        elif not (folder/"evaluate.json").is_file(): rows.append(f"  {name:<22} " + ("begun" if (folder/".checkpoints"/name).is_dir() else "to do"))
     if (folder/"report.json").is_file(): from scdd.train import Report; rows.append(summary(Report.load(folder), folder))
     rows += [as_markdown(read_json(folder/f"{kind}.json")["rows"]) for kind in ("grid", "compare", "sweep") if (folder/f"{kind}.json").is_file()]
+    if (folder/"evaluate.json").is_file(): from scdd.share import as_markdown as scores; rows.append(scores(read_json(folder/"evaluate.json")["rows"]))
     return "\n".join(rows)
 
 # %% ../nbs/pipeline/11_run.ipynb #8567cdba

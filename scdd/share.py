@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'READ', 'PICKLES', 'HEAD', 'set_of', 'run_of', 'as_imagefolder', 'as_npz', 'as_huggingface', 'card',
-           'front', 'export', 'exporting', 'position', 'fitted', 'load_any', 'read_npz', 'read_pictures', 'read_table',
-           'protocols', 'adapted', 'random_like', 'labeller', 'judged', 'score', 'scored', 'written', 'cells',
-           'as_markdown']
+           'without_paths', 'front', 'export', 'exporting', 'position', 'fitted', 'load_any', 'read_npz',
+           'read_pictures', 'read_table', 'protocols', 'adapted', 'random_like', 'labeller', 'judged', 'score',
+           'scored', 'written', 'cells', 'as_markdown']
 
 # %% ../nbs/practice/46_share.ipynb #46000004
 import argparse, csv, json, re
@@ -47,7 +47,7 @@ def as_npz(made: SyntheticSet, folder: Path):
     "One file of plain arrays; none is a Python object, so no pickle is needed to read it."
     more = {"soft_labels": made.soft_labels, "order": made.order, "learned_step": made.learned_step} | {f"transform.{name}": array for name, array in (made.transform or {}).items()}
     arrays = {"images": made.images.transpose(0, 2, 3, 1), "labels": made.labels, "classes": np.array(list(map(str, made.classes))), "mean": made.mean, "std": made.std,
-              "provenance": json.dumps(made.provenance)} | {name: array for name, array in more.items() if array is not None}
+              "provenance": json.dumps(made.provenance).encode()} | {name: array for name, array in more.items() if array is not None}
     folder.mkdir(); np.savez_compressed(folder/"set.npz", **{name: np.asarray(array) for name, array in arrays.items()})
 
 def as_huggingface(made: SyntheticSet, folder: Path):
@@ -85,10 +85,15 @@ def card(made: SyntheticSet,
                  *(protocol(report["recipe"][part], report["recipe"]["relabel"]) for part in ("train", "hard"))]
     else: text += ["Not measured. `scdd evaluate FOLDER RECIPE` does."]
     text += ["## Made with"]
-    if recipe: text += ["\n".join([f"- `{typed(recipe, known['seed']).replace(recipe.data.name, data)}`", f"- commit {report.get('commit', 'not recorded')}", *(f"- {name} {version}" for name, version in report.get("versions", {}).items() if version and name != "platform")])]
+    if recipe: text += ["\n".join([f"- `{typed(without_paths(recipe), known['seed'])}`", f"- commit {report.get('commit', 'not recorded')}", *(f"- {name} {version}" for name, version in report.get("versions", {}).items() if version and name not in ("platform", "cores"))])]
     else: text += ["Not recorded; this set does not lie in a run folder."]
     text += ["## Rights", f"The images were made from those of {data}, and may still show parts of them. The rights in these remain with their owners, and scdd grants none: see the terms of that data set, and the page Rights and privacy of scdd's book (nbs/reference/56_rights.ipynb)."]
     return (front(made, title) if form == "huggingface" else "") + "\n\n".join(text) + "\n"
+
+def without_paths(recipe: Recipe)->Recipe:
+    "The recipe with the names of files and folders, but not where they lie."
+    name = lambda path: path and Path(path).name
+    return replace(recipe, data=replace(recipe.data, name=name(recipe.data.name)), peer=recipe.peer and replace(recipe.peer, teacher=name(recipe.peer.teacher)))
 
 def front(made: SyntheticSet, title: str)->str:
     "The facts at the head of a Hub data set card, as YAML."
@@ -205,7 +210,7 @@ def read_npz(path: Path)->SyntheticSet:
         mean, std = (tuple(arrays[name].tolist()) for name in ("mean", "std")) if "mean" in arrays else mean_std(*pixel_moments(images))
         transform = {name.removeprefix("transform."): array for name, array in arrays.items() if name.startswith("transform.")}
         step = arrays.get("learned_step")
-        return SyntheticSet(images, labels, classes, mean, std, json.loads(str(arrays.get("provenance", "{}"))), arrays.get("order"), None if step is None else float(step), transform or None, arrays.get("soft_labels"))
+        return SyntheticSet(images, labels, classes, mean, std, json.loads(arrays["provenance"].item()) if "provenance" in arrays else {}, arrays.get("order"), None if step is None else float(step), transform or None, arrays.get("soft_labels"))
     except KeyError as error: raise UserError(f"{path}: has no array {error}; it needs images (uint8 N×H×W×C) and labels, and may have classes, mean and std") from None
     except Exception as error: raise UserError(f"{path}: not readable as a set ({str(error).splitlines()[0]}); it needs images (uint8 N×H×W×C) and labels, and nothing pickled") from None
 

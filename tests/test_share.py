@@ -1,14 +1,15 @@
 "Sets that are given away and sets that come from strangers: the same pixels, labels and classes on both sides, no pickles, one line for what is wrong, and scores that resume."
 import csv, json, pickle, shutil
+from dataclasses import asdict
 import numpy as np
 import pytest, torch, yaml
 from conftest import QUICK
 from torchvision.datasets import ImageFolder
 from scdd.data import load, random_subset
-from scdd.files import UserError, read_json
+from scdd.files import UserError, read_json, write_json
 from scdd.recipes import PROTOCOLS, RECIPES, override
 from scdd.recover import SyntheticSet, load_set, to_pil
-from scdd.run import command, main
+from scdd.run import command, main, with_peer
 from scdd.share import FORMATS, PICKLES, cells, export, fitted, load_any, protocols, random_like
 
 DIGITS = RECIPES["digits"]
@@ -91,6 +92,12 @@ def test_a_run_is_given_away_with_its_figures(quick_run, tmp_path, capsys):
         assert f"| distilled, hard labels | {100 * report['accuracy']['distilled_hard']['mean']:.1f} % (n = " in text
         assert report["command"] in text and report["commit"] in text and "Hard labels: " in text and str(quick_run) not in text
         same(load_any(out), load_set(quick_run/"recover"))
+
+def test_a_card_says_nothing_of_where_files_lie(tmp_path):
+    recipe = with_peer(override(DIGITS, {"data.name": "/home/some body/my tiles"}), "sre2l", teacher="/home/some body/best.safetensors")
+    few().save(tmp_path/"run"/"recover"); write_json(tmp_path/"run"/"recipe.json", {"recipe": asdict(recipe), "seed": 3})
+    text = (export(tmp_path/"run", "imagefolder", tmp_path/"out")/"README.md").read_text(encoding="utf-8")
+    assert "scdd distill sre2l digits --data.name 'my tiles'" in text and "best.safetensors" in text and "--seed 3" in text and "/home" not in text and "Not measured" in text
 
 @pytest.mark.parametrize("words, said", [
     (["SET", "--format", "npzz", "--out", "OUT"], "--format npzz: there is no such format; did you mean 'npz'?"),
