@@ -315,11 +315,12 @@ def scored(work: Work, made: SyntheticSet, name: str, config: Train, leader, who
     "One row of the table."
     origin, hard = fingerprint(made.images, made.labels), config.labels == "hard"
     given, test, own = as_learned(replace(work.recipe, peer=Peer("")), made, work.test, config) if hard else (made, work.test, config)
+    learned = [word for word, there in {"step size": own.learning_rate != config.learning_rate, "labels": own.labels != config.labels, "whitening": given is not made}.items() if there]
     on_set = judged(work, f"{name}/set", given, replace(own, sets="one"), None if hard else leader, relabel, test, origin)
     beside = judged(work, f"{name}/random", lambda seed: random_like(work.train, made, seed), config, None if hard else leader, relabel, work.test, origin)
     short = lambda facts: {name: facts["result"][name] for name in ("mean", "std", "n", "values")}
     return {"protocol": name, "labels": config.labels, "teacher": "" if hard else who, "set": short(on_set), "random": short(beside), "seeds": [1000 * work.seed + i for i in range(config.students)],
-            "config": asdict(replace(own, sets="one")), "commit": on_set["commit"]}
+            "config": asdict(config), "learned": learned, "commit": on_set["commit"]}
 
 # %% ../nbs/practice/46_share.ipynb #46000028
 def written(work: Work, place: Path, made: SyntheticSet, rows: list, relabel, teacher=None)->dict:
@@ -349,7 +350,7 @@ HEAD = ("protocol", "labels", "the set", "random real images", "n")
 def cells(row)->tuple:
     "A row in words; accuracies in per cent."
     short = lambda found: f"{100 * found['mean']:.1f}" + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")
-    return row["protocol"], row["labels"] + (f", {row['teacher']} teacher" if row["teacher"] else ""), short(row["set"]), short(row["random"]), row["set"]["n"]
+    return row["protocol"], row["labels"] + (f", {row['teacher']} teacher" if row["teacher"] else "") + (f"; the set with its own {', '.join(row['learned'])}" if row["learned"] else ""), short(row["set"]), short(row["random"]), row["set"]["n"]
 
 def as_markdown(rows)->str:
     "The table as it is printed."

@@ -245,6 +245,13 @@ def test_a_set_of_a_run_gets_the_figures_of_its_report(quick_run, tmp_path, caps
     for row, labels in ((soft, "soft"), (hard, "hard")):
         for which, kind in (("set", "distilled"), ("random", "random")): assert row[which]["values"] == report["accuracy"][f"{kind}_{labels}"]["values"]
 
+def test_what_comes_with_a_set_is_used_and_said(digits, tmp_path, capsys):
+    real = random_subset(digits, 1)
+    SyntheticSet(real.images, real.labels, real.classes, real.mean, real.std, learned_step=0.02, soft_labels=np.eye(10, dtype=np.float32)[real.labels]).save(tmp_path/"set")
+    assert main(["evaluate", str(tmp_path/"set"), "digits", *TINY, "--protocol", "hard", "--out", str(tmp_path/"out")]) == 0
+    row, = read_json(tmp_path/"out"/"evaluate.json")["rows"]
+    assert row["learned"] == ["step size", "labels"] and row["config"]["labels"] == "hard" and "| hard | hard; the set with its own step size, labels |" in capsys.readouterr().out
+
 def test_a_teacher_in_a_file(quick_run, strangers, tmp_path, capsys):
     words = ["evaluate", str(strangers), "digits", *TINY, "--protocol", "sre2l", "--out", str(tmp_path/"out"), "--teacher"]
     assert main([*words, str(tmp_path/"none.safetensors")]) == 2 and "none.safetensors: there is no such file" in capsys.readouterr().err
