@@ -337,7 +337,7 @@ def written(work: Work, place: Path, made: SyntheticSet, rows: list, relabel, te
     write_json(file, found)
     sheets = [picture(contact_sheet(some, what), what) for some, what in ((made, "The set"), (random_like(work.train, made, 1000 * work.seed), "As many random real images"))]
     named = lambda row: asdict(relabel) | {"teacher": row["teacher"] or relabel.teacher}
-    content = table([cells(row) for row in rows], HEAD, "Test accuracy in % of students trained from scratch: mean ± standard deviation") + f'<div class="pair">{"".join(sheets)}</div>' + table([(row["protocol"], protocol(row["config"], named(row))) for row in rows], ("protocol", "what it is"), "The protocols")
+    content = table([cells(row) for row in rows], HEAD, "Test accuracy in % of students trained from scratch: mean ± standard deviation") + f'<div class="pair">{"".join(sheets)}</div>' + table([(row["protocol"], protocol(row["config"], named(row))) for row in rows], ("name", "what it is"), "The protocols")
     content += table([("command", found["command"]), ("commit", found["commit"]), ("device", found["device"]), *found["versions"].items()], (), "Code, device and versions")
     title = f"{place.name} under {work.recipe.name}".replace("&", "&amp;").replace("<", "&lt;")
     with writing(work.folder/"evaluate.html") as beside:
