@@ -13,8 +13,8 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'SHARED', 'ENDED', 'COMMANDS', 'OWN',
            'unusual', 'with_peer', 'as_plain', 'sizes', 'curves', 'summary', 'grid', 'in_turn', 'prepare', 'grid_row',
            'sweep', 'swept', 'cells_of', 'as_markdown', 'chart', 'write_table', 'compare', 'apart', 'compare_row',
            'own_options', 'usage', 'options', 'parse', 'usual_config', 'nearest_option', 'value_of', 'quietly',
-           'unboxed', 'plainly', 'recipes', 'show', 'command', 'axes_of', 'start', 'default_folder', 'bench', 'failed',
-           'main']
+           'unboxed', 'plainly', 'recipes', 'show', 'command', 'axes_of', 'start', 'default_folder', 'judge', 'bench',
+           'failed', 'main']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, io, itertools, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
@@ -732,6 +732,7 @@ COMMANDS = {"run": "a recipe from the images to the report; what is done already
             "sweep": "a recipe once for each value of an option, in one table",
             "recipes": "list the recipes, what each needs and costs", "show": "what a run folder holds, and its figures",
             "plan": "hours, gigabytes and label bytes of a recipe, before anything is run",
+            "export": "a set in a format that others read, with a card", "evaluate": "any distilled set, ours or a stranger's, under the protocols of this book",
             "bench": "time every stage on this machine, against the plain loop"}
 OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $SCDD_DATA, else a per-user cache"),
        "out": (Optional[str], None, "run folder; runs/<recipe> where not given"),
@@ -739,19 +740,21 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "seed": (int, 0, "of everything random"),
        "reuse": (tuple[str, ...], (), "other run folders, whose results are taken over where they are the same"),
        "grid": (bool, False, "run the grid instead: methods × initialisations × who relabels (digits: who recovers × who relabels)"),
-       "teacher": (Optional[str], None, "file of the network that a decoupled method makes its images with; trained where not given"),
+       "teacher": (Optional[str], None, "file of the network that a decoupled method makes its images with, or that gives soft labels to what is evaluated; trained where not given"),
        "learned": (str, "used", "used or ignored: the step size, the whitening and the labels that come with a method's images, for students with hard labels"),
        "methods": (tuple[str, ...], (), "the methods to compare; all of `scdd distill` where not given"),
+       "protocol": (tuple[str, ...], (), "train and hard (the recipe's own; both where nothing is given), or those of papers: scdd, sre2l, strong, dc, dsa, rded, gvbsm, edc, fadrm"),
        "devices": (int, 1, "devices that share the work"),
        "costs": (Optional[str], None, "file of costs that `scdd plan --save` wrote, perhaps on another machine; measured here where not given"),
        "save": (Optional[str], None, "JSON file for the costs, and for what --against found"),
        "against": (tuple[str, ...], (), "run folders made on this machine, whose seconds the plan is held against")}
-ONLY = {"grid": "run", "teacher": "distill", "learned": "distill", "methods": "compare", "devices": "plan", "costs": "plan", "save": "plan", "against": "plan"}  # options of a single command
+ONLY = {"grid": ("run",), "teacher": ("distill", "evaluate"), "learned": ("distill",), "methods": ("compare",), "protocol": ("evaluate",),
+        "devices": ("plan",), "costs": ("plan",), "save": ("plan",), "against": ("plan",)}  # options of some commands alone
 RUNS = ("out", "seed", "reuse")  # options that a plan has no use for
 
 def own_options(command: str)->list:
     "The options of a command that are not values of a recipe."
-    return [name for name in OWN if ONLY.get(name, command) == command and not (command == "plan" and name in RUNS)]
+    return [name for name in OWN if command in ONLY.get(name, (command,)) and not (command == "plan" and name in RUNS)]
 
 # %% ../nbs/pipeline/11_run.ipynb #052b22d9
 def usage()->str:
@@ -768,6 +771,7 @@ Dataset distillation from self-supervised networks.
   scdd distill herding digits           another method's images, judged in the same way
   scdd compare digits                   all methods in one table
   scdd sweep digits recover.r_bn 0 2 20 one option, several values
+  scdd evaluate FOLDER digits           a set of anybody's, beside random real images
   scdd run RECIPE --help                every value of a recipe, with its unit and default
   scdd --version"""
 
@@ -803,7 +807,7 @@ def parse(command: str,  # run, pretrain, …
         if method in DECOUPLED and name.split(".")[:2] in (["config", "network"], ["config", "teacher"]): raise UserError(f"--{name}: {method} uses the recipe's network; give --{name.removeprefix('config.').replace('teacher', 'supervised')}")
     recipe = with_method(recipe, value_of("pretrain.method", words) or recipe.pretrain.method)
     found = quietly(lambda: tyro.cli(options(recipe, command, config), args=words, prog=f"scdd {command} {f'{method} ' if method else ''}{recipe.name}", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,)))
-    own = {name: getattr(found, f"own_{name}", value) for name, (_, value, _) in OWN.items() if command == "plan" or ONLY.get(name) != "plan"}
+    own = {name: getattr(found, f"own_{name}", value) for name, (_, value, _) in OWN.items() if command == "plan" or name in own_options(command) or ONLY.get(name, ()) not in (("plan",), ("evaluate",))}
     recipe = replace(recipe, **{f.name: getattr(found, f.name) for f in fields(recipe) if f.name not in (*TEXTS, "peer")})
     if method:
         recipe = with_peer(recipe, method, found.config, own["teacher"])
@@ -872,9 +876,10 @@ def show(folder,  # of a run
     if changed: rows.append("  changed: " + ", ".join(f"{name} {new}" for name, new in changed.items()))
     for name in plan(recipe):
         if (folder/name/"stage.json").is_file(): facts = read_json(folder/name/"stage.json"); rows.append(f"  {name:<22} {facts['line']}, {duration(facts['seconds'])}")
-        else: rows.append(f"  {name:<22} " + ("begun" if (folder/".checkpoints"/name).is_dir() else "to do"))
+        elif not (folder/"evaluate.json").is_file(): rows.append(f"  {name:<22} " + ("begun" if (folder/".checkpoints"/name).is_dir() else "to do"))
     if (folder/"report.json").is_file(): from scdd.train import Report; rows.append(summary(Report.load(folder), folder))
     rows += [as_markdown(read_json(folder/f"{kind}.json")["rows"]) for kind in ("grid", "compare", "sweep") if (folder/f"{kind}.json").is_file()]
+    if (folder/"evaluate.json").is_file(): from scdd.share import as_markdown as scores; rows.append(scores(read_json(folder/"evaluate.json")["rows"]))
     return "\n".join(rows)
 
 # %% ../nbs/pipeline/11_run.ipynb #8567cdba
@@ -885,17 +890,19 @@ def command(words: list)->int:
     elif name in ("--version", "-V"): say(f"scdd {version()}")
     elif name not in COMMANDS: raise UserError(f"{name}: there is no such command{nearest(name, COMMANDS)}")
     elif name == "distill" and (not rest or rest[0] in ("-h", "--help")): say(about_peers())
-    elif rest and rest[0] in ("-h", "--help") and name != "bench": say(f"usage: scdd {name}{NEEDS.get(name, ' RECIPE [options]')}\n\n{COMMANDS[name].strip('… ').capitalize()}." + ("" if name in ("recipes", "show") else f"\n\n{recipes()}"))
+    elif rest and rest[0] in ("-h", "--help") and name != "bench": say(f"usage: scdd {name}{NEEDS.get(name, ' RECIPE [options]')}\n\n{COMMANDS[name].strip('… ').capitalize()}." + ("" if name in ("recipes", "show", "export") else f"\n\n{recipes()}"))
     elif name == "recipes": say(recipes())
     elif name == "show":
         if not rest: raise UserError("scdd show needs a run folder, such as runs/digits")
         say("\n".join(show(folder) for folder in rest))
     elif name == "bench": bench(rest)
+    elif name == "export": from scdd.share import exporting; exporting(rest)
+    elif name == "evaluate": judge(rest)
     elif name == "plan": from scdd.plan import command as planning; planning(rest)
     else: start(name, rest)
     return 0
 
-NEEDS = {"recipes": "", "show": " RUN…", "sweep": " RECIPE OPTION VALUE … [options]"}
+NEEDS = {"recipes": "", "show": " RUN…", "sweep": " RECIPE OPTION VALUE … [options]", "evaluate": " SET RECIPE [options]", "export": " SET|RUN --format imagefolder|huggingface|npz --out FOLDER"}
 
 # %% ../nbs/pipeline/11_run.ipynb #5c6877a6
 def axes_of(words: list,  # what was typed after `scdd sweep`: RECIPE OPTION VALUE … --option value …
@@ -940,6 +947,15 @@ def default_folder(command, recipe, axes=())->str:
     "What a run folder is called where none is named."
     if command == "sweep": return "-".join([recipe.name, *axes])
     return f"{recipe.name}-{recipe.peer.method}" if recipe.peer else f"{recipe.name}-compare" if command == "compare" else recipe.name
+
+def judge(words):
+    "`scdd evaluate`."
+    if not words or words[0].startswith("-"): raise UserError("scdd evaluate needs a set and a recipe, such as scdd evaluate runs/digits digits")
+    recipe, own = parse("evaluate", words[1:])
+    from scdd.share import as_markdown, score
+    given = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    found, folder = score(words[0], recipe, own["protocol"], words=given, **{name: own[name] for name in own_options("evaluate") if name != "protocol"})
+    say(as_markdown(found["rows"]) + f"\ntable: {folder/'evaluate.html'}")
 
 def bench(words):
     "`scdd bench`."
