@@ -1,5 +1,5 @@
 "Every notebook runs from top to bottom in a real kernel, is clean, and is what the package and the README come from."
-import json, re, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -51,7 +51,7 @@ def test_export_is_current(tmp_path):
         if (ROOT/part).is_dir(): shutil.copytree(ROOT/part, tmp_path/part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))   # which come and go beside this test
         else: shutil.copy(ROOT/part, tmp_path/part)
     for file in (tmp_path/"scdd").rglob("*.py"): file.unlink()
-    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True, env={name: value for name, value in os.environ.items() if name != "IN_TEST"})   # which nbdev leaves behind in another test
     files = lambda root: {p.relative_to(root).as_posix(): p.read_text() for p in (root/"scdd").rglob("*.py")}
     assert files(ROOT) == files(tmp_path)
 
