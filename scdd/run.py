@@ -634,9 +634,11 @@ def sweep(recipe,          # what the cells have in common
     folder = Path(out or Path("runs")/"-".join([recipe.name, *axes]))
     chosen = {"-".join(map(str, values)): dict(zip(axes, values)) for values in itertools.product(*axes.values())}
     cells = {re.sub(r"[^\w.+-]+", "_", name): override(recipe, values) for name, values in chosen.items()}
+    stored = any(cell.relabel.store for cell in cells.values())
     def row(name, cell, report):
         values = flatten(cell)
-        return {"cell": name, **{axis: str(values[axis]) for axis in axes}, **{figure: report.accuracy[figure] for figure in FIGURES}, "commit": report.commit}
+        return {"cell": name, **{axis: str(values[axis]) for axis in axes}, **{figure: report.accuracy[figure] for figure in FIGURES},
+                **({"kB of labels": report.bytes["soft labels on disk"] / 1000} if stored else {}), "commit": report.commit}
     return in_turn("sweep", folder, recipe, cells, row, swept(recipe, axes, seed), data, device, seed, reuse)
 
 def swept(recipe, axes, seed)->str:

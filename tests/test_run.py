@@ -195,6 +195,11 @@ def test_a_longer_sweep_keeps_what_the_shorter_made(straw, tmp_path):
     assert [row["cell"] for row in rows] == ["simclr", "swav", "dino"] and names(straw)[made:].count("pretrain/ssl") == 1
     assert read_json(tmp_path/"sweep/dino/recipe.json")["recipe"]["pretrain"]["prototypes"] == DIGIT_VALUES["dino"]["prototypes"]   # a method brings its values
 
+def test_a_sweep_of_labels_says_what_they_weigh(straw, tmp_path):
+    rows = sweep(DIGITS, {"relabel.store": (False, True)}, tmp_path)
+    assert [row["kB of labels"] >= 0 for row in rows] == [True, True]
+    assert "kB of labels" not in sweep(DIGITS, {"recover.r_bn": (0.0,)}, tmp_path/"other")[0]
+
 def tiny_tree(folder):
     "A tree of three class folders with four grey 8×8 images each."
     from PIL import Image
