@@ -218,12 +218,12 @@ def in_parts(run, parts):
 
 @contextlib.contextmanager
 def replaying(device,
-              *networks,  # of chapter 3, in the mode in which they are to be replayed
+              *networks,  # of chapter 3, in the mode in which they are to be replayed; others are left as they are
               parts=(),   # for each network, in how many parts its batches go through it; 1 where not given
              ):           # yields a function to be called at the beginning of every step
     "Inside, the passes of the networks' backbones are replayed, where the device can."
     if not uses_graphs(device): yield lambda: None; return
-    backbones = [network.backbone for network in networks]
+    backbones = [network.backbone for network in networks if hasattr(network, "backbone")]
     parts = parts or [1] * len(backbones)
     made = [Replayed(in_parts(backbone.forward, count), backbone, backbone.forward) for backbone, count in zip(backbones, parts)]
     for backbone, replayed, count in zip(backbones, made, parts): backbone.forward, replayed.parts = replayed, count

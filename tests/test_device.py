@@ -144,6 +144,15 @@ def test_recovery_in_one_recorded_piece_is_the_same(recorder, monkeypatch):
     assert (recovery.recover(network, data, config, device="cpu").images == once.images).all() and len(recorder) == 1
 
 
+def test_what_has_no_backbone_is_left_as_it_is(recorder):
+    from scdd.models import build
+    from scdd.peers.decoupled import Averaged
+    from scdd.recipes import Architecture
+    several = Averaged([build(Architecture(width=4), 3, seed, size=16, mean=(0.5,), std=(0.25,), channels=1) for seed in range(2)]).eval()
+    with device.replaying("cpu", several) as begin: begin(); said = several(torch.rand(2, 1, 16, 16))
+    assert said.shape == (2, 3) and not recorder
+
+
 def test_graphs_are_refused_by_one_word(monkeypatch):
     monkeypatch.setenv("SCDD_GRAPHS", "off"); assert not device.uses_graphs("cuda")
     monkeypatch.setenv("SCDD_GRAPHS", "maybe")
