@@ -232,13 +232,13 @@ def result_row(report: dict, found: dict, labels: str, file: str)->dict:
             "all images": found["full_data"]["mean"], "command": report["command"], "commit": found.get("commit", report["commit"]), "file": file}
 
 def results(folder)->list:  # of rows
-    "Every accuracy of a distilled set in a folder of results."
+    "Every accuracy of a distilled set in a folder of results; sweeps are left out."
     files = sorted(Path(folder).glob("*.json"))
     if not files: raise UserError(f"{folder}: there are no results (*.json) here; give nbs/experiments/results")
     rows = []
     for path in files:
         report = read_json(path)
-        measured = [report["accuracy"]] if "accuracy" in report else [one for one in report.get("rows", []) if "distilled_soft" in one]
+        measured = [report["accuracy"]] if "accuracy" in report else [one for one in report.get("rows", []) if "distilled_soft" in one and not any("." in name for name in one)]  # a sweep changes its protocol from row to row
         for row in (result_row(report, found, labels, path.name) for found in measured for labels in ("soft", "hard")):
             if row not in rows: rows.append(row)
     return rows
