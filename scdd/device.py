@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['WORTH', 'FULL', 'EAGER', 'pick', 'seed_of', 'generator', 'amx_works', 'median_seconds', 'processor',
            'faster_in_bfloat16', 'has_bfloat16', 'autocast', 'without_bfloat16', 'peak_memory', 'can_compile',
-           'say_once', 'within_memory', 'uses_graphs', 'Passes', 'record_forward', 'record_both', 'record', 'Replayed',
-           'in_parts', 'replaying']
+           'say_once', 'within_memory', 'uses_graphs', 'Passes', 'record_forward', 'record_both', 'record', 'recorded',
+           'Replayed', 'in_parts', 'replaying']
 
 # %% ../nbs/pipeline/00_device.ipynb #6c767f82
 import contextlib, functools, hashlib, os, platform, re, shutil, sys, time
@@ -187,10 +187,18 @@ def record(passes, inputs):
     samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs)
     low = torch.is_autocast_enabled("cuda")
     with torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=low, cache_enabled=False):
-        made = record_both(passes, samples) if torch.is_grad_enabled() else record_forward(passes, samples)
-    with torch.no_grad():
-        for buffer, value in before: buffer.copy_(value)
-    return made
+        try: return record_both(passes, samples) if torch.is_grad_enabled() else record_forward(passes, samples)
+        finally:
+            with torch.no_grad():
+                for buffer, value in before: buffer.copy_(value)
+
+def recorded(passes, inputs):
+    "The same, or the pass as it was where it cannot be recorded; that is said once."
+    try: return record(passes, inputs)
+    except torch.OutOfMemoryError: raise
+    except RuntimeError as error: said = str(error).strip().split("\n")[0][:120]
+    say_once(f"CUDA graphs: a pass cannot be recorded ({said}); going on without (SCDD_GRAPHS=off does not try)")
+    return passes
 
 # %% ../nbs/pipeline/00_device.ipynb #de71ce13
 class Replayed:
@@ -209,7 +217,7 @@ class Replayed:
                torch.is_autocast_enabled("cuda"), self.norm is not None and self.norm.training)
         self.turn += 1; self.met[key] += 1
         if self.met[key] <= EAGER: return self.run(*inputs)
-        if key not in self.made: self.made[key] = record(Passes(self.run, self.module), inputs)
+        if key not in self.made: self.made[key] = recorded(Passes(self.run, self.module), inputs)
         return self.made[key](*inputs)
 
 def in_parts(run, parts):

@@ -136,7 +136,6 @@ def check_config(config, data):
     if config.normalization == "cifar10" and data.channels != 3:
         raise UserError(f"--pretrain.normalization cifar10: {data.name} has {data.channels} channel, not 3; use data")
     divisible(min(config.batch, len(data)), "--pretrain.batch")
-    if ranks() > 1 and one_device(): raise UserError("pretrain: processes that share one device cannot share a batch; pretrain and align with one process first, then start several for images and students")
     if config.method == "mocov2" and config.key_bn != "plain" and ranks() > 1:
         divisible(config.bn_splits, "--pretrain.bn_splits")
         if min(config.batch, len(data)) % config.bn_splits: raise UserError(f"--pretrain.batch {config.batch}: several processes need groups of one size; give a multiple of --pretrain.bn_splits {config.bn_splits}")
@@ -226,6 +225,7 @@ def pretrain(data,              # ImageData, the training split
             ):                  # a Network in eval mode; .about says how it came to be
     "Train the network that will hold the data set."
     check_config(config, data); device, begun, config = pick(device), time.monotonic(), fitted(config, len(data))
+    if device.type == "cuda" and ranks() > 1 and one_device(): raise UserError("pretrain: processes that share one device cannot share a batch; pretrain and align with one process first, then start several for images and students")
     images, labels = to_device(data, device)
     parts = assemble(data, architecture, config, seed).to(device, memory_format=torch.channels_last)
     handed_on, shown = parts[config.hand_on]["network"], watched(data, test, device) if config.measure_every else None

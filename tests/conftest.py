@@ -5,7 +5,7 @@ import pytest
 
 # Before anything imports torch, and for the kernels and commands that tests start:
 os.environ.setdefault("SCDD_PRECISION", "float32")   # else each processor takes what is faster on it, and tests that compare figures would depend on it
-os.environ.setdefault("OMP_NUM_THREADS", "1")        # small networks gain little from a second thread, and the other core has tests of its own
+os.environ.setdefault("OMP_NUM_THREADS", "1")        # two processes share the cores: with two threads each they would wait for one another
 
 ROOT = Path(__file__).resolve().parents[1]
 SCDD = Path(sys.executable).with_name("scdd.exe" if os.name == "nt" else "scdd")   # the installed console script

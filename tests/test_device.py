@@ -82,7 +82,17 @@ def test_processes_refuse_what_they_cannot_share(monkeypatch, name, message):
 def recorder(monkeypatch):
     "Every device counts as one with graphs; the list fills with the shapes that were recorded."
     shapes = []
-    def record(passes, inputs): shapes.append(tuple(inputs[0].shape)); return passes
+    def record(passes, inputs):
+        "As strict as a graph: what a recording gave is gone when it is replayed, and it goes back before it goes forward again."
+        shapes.append(tuple(inputs[0].shape)); last, waiting = [], []
+        def replay(*given):
+            assert not waiting, "replayed before the last pass went backward"
+            for old in last: old.fill_(torch.nan)
+            found = passes(*given); last[:] = [found.detach()] if torch.is_grad_enabled() else []
+            if not found.requires_grad: return found
+            waiting.append(True); found.register_hook(lambda slope: waiting.clear())
+            return found * 1   # so that nobody's graph needs what is overwritten
+        return replay
     monkeypatch.setattr(device, "record", record); monkeypatch.setattr(device, "uses_graphs", lambda _: True)
     return shapes
 
@@ -92,7 +102,7 @@ def test_a_pass_is_recorded_when_it_comes_again(recorder):
     replayed = device.Replayed(module.forward, module, lambda x: "usual")
     for step in range(6):
         replayed.turn = 0
-        for count in (8, 8, 5)[:3 if step % 2 else 2]: replayed(torch.ones(count, 3))
+        for said in [replayed(torch.ones(count, 3)) for count in (8, 8, 5)[:3 if step % 2 else 2]]: said.sum().backward()
     assert recorder == [(8, 3), (8, 3)]                   # each turn by itself; what came three times is not recorded yet
     module.eval(); assert replayed(torch.ones(8, 3)) == "usual"
     assert {key[0] for key in replayed.made} == {0, 1}
@@ -142,6 +152,26 @@ def test_recovery_in_one_recorded_piece_is_the_same(recorder, monkeypatch):
     once = recovery.recover(network, data, config, device="cpu"); assert recorder == [(10, 1, 16, 16)]
     monkeypatch.setattr(recovery, "uses_graphs", lambda _: False)
     assert (recovery.recover(network, data, config, device="cpu").images == once.images).all() and len(recorder) == 1
+
+
+def test_what_cannot_be_recorded_goes_on_as_always(recorder, monkeypatch, capsys):
+    def broken(passes, inputs): raise RuntimeError("operation not permitted when stream is capturing\nmore")
+    monkeypatch.setattr(device, "record", broken); device.say_once.cache_clear()
+    replayed = device.Replayed(lambda x: x + 1)
+    for _ in range(6): replayed.turn = 0; assert (replayed(torch.zeros(2)) == 1).all()
+    assert capsys.readouterr().err.count("a pass cannot be recorded (operation not permitted when stream is capturing)") == 1
+    monkeypatch.setattr(device, "record", lambda passes, inputs: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError): device.recorded(None, ())
+
+
+def test_processes_on_one_device_do_not_share_a_batch(monkeypatch):
+    from scdd import pretrain as chapter
+    from scdd.data import load
+    from scdd.recipes import Architecture, find_recipe
+    monkeypatch.setattr(chapter, "ranks", lambda: 2); monkeypatch.setattr(chapter, "one_device", lambda: True)
+    monkeypatch.setattr(chapter, "pick", lambda name: torch.device(name)); monkeypatch.setattr(chapter, "to_device", lambda *given: (_ for _ in ()).throw(LookupError))
+    with pytest.raises(UserError, match="cannot share a batch; pretrain and align with one process first"): chapter.pretrain(load("digits"), Architecture(width=4), find_recipe("digits").supervised, device="cuda")
+    with pytest.raises(LookupError): chapter.pretrain(load("digits"), Architecture(width=4), find_recipe("digits").supervised, device="cpu")   # processors are not concerned
 
 
 def test_what_has_no_backbone_is_left_as_it_is(recorder):
