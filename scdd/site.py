@@ -227,7 +227,8 @@ def dated(found,    # a result
          )->dict:   # with the day, and the code behind it
     "A result with what `make results` asks of it."
     from scdd.peers.compare import PEERS
-    return found | {"date": time.strftime("%Y-%m-%d"), "code": module_hashes("scdd.run", *(f"scdd.peers.{PEERS[name][0]}" for name in peers if name in PEERS))}
+    own = [f"scdd.experiments.{found['experiment']}"] if "experiment" in found else []
+    return found | {"date": time.strftime("%Y-%m-%d"), "code": module_hashes("scdd.run", *own, *(f"scdd.peers.{PEERS[name][0]}" for name in peers if name in PEERS))}
 
 # %% ../nbs/practice/45_site.ipynb #aec1b86a
 def keep(run,          # a finished run folder
@@ -240,11 +241,12 @@ def keep(run,          # a finished run folder
     from scdd.recipes import from_dict
     from scdd.recover import SyntheticSet
     kept = root()/"nbs"/"experiments"/"results"
-    for kind in ("grid", "compare", "sweep"):
+    for kind in ("grid", "compare", "sweep", "experiment"):
         if not (Path(run)/f"{kind}.json").is_file(): continue
         found = read_json(Path(run)/f"{kind}.json")
         found = dated(found, [row.get("images by") for row in found["rows"]])
-        return write_json(kept/f"{name or '-'.join([found['recipe']['name'], *(axis for axis in found['rows'][0] if '.' in axis)] if kind == 'sweep' else [found['recipe']['name'], kind])}.json", found)
+        about = [axis for axis in found["rows"][0] if "." in axis] if kind == "sweep" else [found.get("experiment", kind)]
+        return write_json(kept/f"{name or '-'.join([found['recipe']['name'], *about])}.json", found)
     report = read_json(Path(run)/"report.json"); report.pop("curves", None)
     recipe = from_dict({k: v for k, v in report["recipe"].items() if k != "seed"}); name = name or recipe.name
     write_json(kept/f"{name}.json", dated(report, [(report["recipe"].get("peer") or {}).get("method")]))

@@ -69,6 +69,7 @@ def test_recipes_are_listed(capsys):
     (["sweep", "digits", "recover.r_bn", "1", "--recover.r_bn", "2"], "--recover.r_bn: is swept over already; leave it out"),
     (["sweep", "digits", "recover.r_bn", "1", "--recover.r-bn=2"], "--recover.r_bn: is swept over already; leave it out"),
     (["sweep", "digits", "pretrain.method", "simclr", "dino", "--pretrain.temperature", "0.2"], "--pretrain.temperature: each method that is swept over brings its own"),
+    (["experiment", "sizes", "digits"], "sizes: there is no such experiment"),
     (["compare", "digits", "--methods", "dmm"], "dmm: there is no such method; did you mean 'dm'?"),
 ])
 def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):

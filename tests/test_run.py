@@ -1,7 +1,10 @@
 "Run folders: nothing is made twice, nothing is half-written, and a killed run ends like one that was left alone."
 import errno, json, os, shlex, signal, subprocess, sys, time
 from dataclasses import replace
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from types import ModuleType
 import numpy as np
 import pytest
 from scdd import run as runs, site
@@ -10,7 +13,7 @@ from scdd.peers.compare import PEERS, changed, usual
 from scdd.recipes import Architecture, DIGIT_VALUES, GRID, RECIPES, flatten, grid_recipes, override
 from scdd.recover import SyntheticSet
 from scdd.train import train_student
-from scdd.run import behind, claim, elsewhere, key, locked, main, parse, plan, run, show, sweep, typed, with_peer
+from scdd.run import EXPERIMENTS, behind, claim, elsewhere, key, locked, main, parse, plan, run, show, sweep, typed, with_peer
 
 DIGITS = override(RECIPES["digits"], {"data.classes": 3, "recover.ipc": 2})
 
@@ -222,6 +225,30 @@ def test_the_grid_of_methods_makes_nothing_twice(straw, tmp_path, monkeypatch):
     assert count("recover") == count("train/distilled_hard") == 6  # two methods and the supervised network, from noise and from patches
     assert count("train/distilled_soft") == 10 and count("train/random_soft") == 3
     assert "| dino | patch | supervised | 50.0 |" in show(tmp_path/"run")
+
+@pytest.fixture
+def asked(monkeypatch):
+    "An experiment that only notes what it was asked."
+    calls, module = [], ModuleType("scdd.experiments.straw")
+    def measure(recipe, folder, data, device, seed, reuse):
+        calls.append((recipe.recover.ipc, Path(folder).name, data, device, seed, reuse))
+        return [{"cell": "a", "network": "resnet18", "gradient": 0.25, "commit": "abc"}, {"cell": "b", "network": "resnet34", "accuracy": {"mean": 0.5, "std": 0.01, "n": 3}, "commit": "abc"}]
+    module.straw = measure
+    monkeypatch.setitem(sys.modules, "scdd.experiments.straw", module); monkeypatch.setitem(EXPERIMENTS, "straw", "what straw measures")
+    return calls
+
+def test_an_experiment_by_its_name(asked, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment"]) == 0 and "straw        what straw measures" in capsys.readouterr().out
+    assert main(["experiment", "straw", "digits", "--recover.ipc", "2", "--seed", "3"]) == 0 and asked == [(2, "digits-straw", None, "auto", 3, ())]
+    assert capsys.readouterr().out.splitlines()[:4] == ["| network | accuracy | gradient |", "| --- | --- | --- |", "| resnet18 |  | 0.25 |", "| resnet34 | 50.0 ± 1.0 |  |"]
+    found = read_json(tmp_path/"runs/digits-straw/experiment.json")
+    assert found["command"] == "scdd experiment straw digits --recover.ipc 2 --seed 3" and found["commit"] == "abc" and found["recipe"]["seed"] == 3 and found["versions"]["torch"]
+    assert main(["experiment", "straw", "digits", "--recover.ipc", "4", "--out", "runs/digits-straw"]) == 2 and "was made with --recover.ipc 2" in capsys.readouterr().err
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_can_be_called(name):
+    assert list(signature(getattr(import_module(f"scdd.experiments.{name}"), name)).parameters)[:6] == ["recipe", "folder", "data", "device", "seed", "reuse"]
 
 def test_a_sweep_is_kept_under_its_options(straw, tmp_path, monkeypatch):
     assert main([*SWEEP, "--out", str(tmp_path/"run")]) == 0
