@@ -6,7 +6,7 @@
 __all__ = ['PIECE', 'SHARED', 'PROGRAM', 'class_means', 'real_rows', 'numbered', 'batch_normed', 'pieces', 'own_classes',
            'groups', 'DM', 'embedded', 'distribution_step', 'dm', 'tapped', 'layer_features', 'alignment',
            'discrimination', 'real_layers', 'cafe_step', 'CAFE', 'says_stop', 'watched_accuracy', 'train_until',
-           'halved', 'cafe', 'cafe_turn', 'seconds_of_steps', 'by_processes', 'bench_processes']
+           'halved', 'cafe', 'cafe_turn', 'seconds_of_steps', 'by_processes', 'bench_processes', 'compared']
 
 # %% ../../nbs/peers/22_distributions.ipynb #67e67c1d
 import importlib.util, json, os, statistics, subprocess, sys, tempfile, time
@@ -285,7 +285,7 @@ def cafe_turn(live, labels, members, real, data, config, step, key, limits):
 # %% ../../nbs/peers/22_distributions.ipynb #b047a0b2
 SHARED = (("dc", 1), ("dc", 10), ("dm", 1), ("dm", 10), ("cafe", 1), ("cafe", 10))  # methods, and images per class
 
-def seconds_of_steps(method, ipc, steps=3)->dict:
+def seconds_of_steps(method, ipc, steps=2)->dict:
     "Seconds of a step, by the clock and of the processor, of the process that needs most."
     from scdd.peers.compare import find_peer
     (make, kind), looks, random = find_peer(method), [], np.random.default_rng(0)
@@ -319,16 +319,19 @@ def by_processes(count: int)->list:
         return json.loads((Path(folder)/"found.json").read_text())
 
 def bench_processes(out=None, turns=3)->dict:
-    "One process and two in turns: medians, and how many times as fast two are; written to a JSON file where one is named."
+    "One process and two in turns; the medians are written to a JSON file after each turn, where one is named."
     from scdd.train import provenance
-    found, rows = {1: [], 2: []}, []
-    for count in [*found] * turns: found[count].append(by_processes(count))
-    for number, (method, ipc) in enumerate(SHARED):
-        row = {"method": method, "ipc": ipc}
-        for kind in ("clock", "processor"):
-            one, two = (statistics.median(turn[number][kind] for turn in found[count]) for count in found)
-            row |= {f"{kind}, one process": one, f"{kind}, two processes": two, f"{kind}, times as fast": one / two}
-        rows.append(row)
-    result = {"what": "seconds of a step, median of turns; one thread for each process", "data": "noise, ten classes of 300 images, 16×16", "turns": turns, "rows": rows, "code": code_hash("scdd.peers.distributions"), **provenance(torch.device("cpu"))}
-    if out: write_json(out, result)
+    found, result = {1: [], 2: []}, {"what": "seconds of a step, one thread for each process", "data": "noise, ten classes of 300 images, 16×16", "code": code_hash("scdd.peers.distributions"), **provenance(torch.device("cpu"))}
+    for turn in range(turns):
+        for count, turned in found.items(): turned.append(by_processes(count))
+        result |= {"turns": turn + 1, "rows": [compared(found, number) for number in range(len(SHARED))]}
+        if out: write_json(out, result)
     return result
+
+def compared(found, number)->dict:
+    "The medians of one method, and how many times as fast two processes are."
+    row = dict(zip(("method", "ipc"), SHARED[number]))
+    for kind in ("clock", "processor"):
+        one, two = (statistics.median(turn[number][kind] for turn in found[count]) for count in found)
+        row |= {f"{kind}, one process": one, f"{kind}, two processes": two, f"{kind}, times as fast": one / two}
+    return row
