@@ -332,8 +332,8 @@ def make_recover(work, folder, kept):
 
 # %% ../nbs/pipeline/11_run.ipynb #494f125f
 def splits(peer)->bool:
-    "Whether a method hands out work to several processes: recovery from networks does, and the training of experts."
-    return bool({"recover", "experts"} & set(peer.config))
+    "Whether a method hands out work to several processes: recovery from networks, the training of experts, and what goes class by class."
+    return peer.method in ("dc", "dsa", "dm", "cafe") or bool({"recover", "experts"} & set(peer.config))
 
 def make_peer(work, folder, kept):
     "Chapters 20 to 24: the images of another method."
@@ -467,7 +467,7 @@ def meet(work, until):
     from scdd.files import code_hash
     connect(work.device)
     with contextlib.suppress(ValueError): signal.signal(signal.SIGTERM, stopped)  # only the main thread may
-    agree({"version": version(), "code": code_hash("scdd.run", "scdd.pretrain", "scdd.recover", "scdd.train"), "--out": str(work.folder), "--seed": work.seed, "stage": until,
+    agree({"version": version(), "code": code_hash("scdd.run", "scdd.pretrain", "scdd.recover", "scdd.train", "scdd.peers.decoupled", "scdd.peers.distributions", "scdd.peers.trajectories"), "--out": str(work.folder), "--seed": work.seed, "stage": until,
            **{f"--{name}": value for name, value in flatten(work.recipe).items()}})
 
 def stopped(*_):

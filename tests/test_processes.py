@@ -71,6 +71,66 @@ def test_a_run_of_two_goes_on_with_one_and_comes_out_the_same(tmp_path):
     one, two = (load_set(tmp_path/name/"recover") for name in ("one", "two"))
     assert (one.images == two.images).all() and one.provenance["curve"] == two.provenance["curve"]
 
+MATCHING = """
+    import sys, torch
+    from pathlib import Path
+    from scdd.data import load
+    from scdd.peers import distributions, gradients
+    from scdd.peers.compare import changed, find_peer, usual
+    from scdd.recipes import RECIPES, override
+    from scdd.run import run, with_peer
+    recipe = override(RECIPES["digits"], {"data.classes": 3, "recover.ipc": 2})
+    data = load(recipe.data)
+    small = {"network.width": 4, "network.depth": 2, "iterations": 3, "batch_real": 8}
+    watched = small | {"batch_watch": 4, "window": 2, "outer_cap": 3, "inner_cap": 2, "settled": 0.0}
+    chosen = {"dc": small | {"outer": 2, "inner": 2}, "dsa": small | {"outer": 2, "inner": 1}, "dm": small | {"at_once": 8}, "cafe": watched | {"discrimination": 1.0}}
+    configs = {name: changed(usual(name, recipe), values) for name, values in chosen.items()}
+    def begun(name, folder, last=None):
+        "A method that keeps its state after every step, and is stopped after `last`; its set and its steps."
+        def every_step(folder): return Checkpoint(folder, every=0.0)
+        Checkpoint, steps, gradients.CHECK_EVERY = gradients.Checkpoint, [], 1
+        gradients.Checkpoint = distributions.Checkpoint = every_step
+        def watch(step, images, loss):
+            steps.append(step)
+            if step == last: raise KeyboardInterrupt
+        try: return find_peer(name)[0](data, 2, configs[name], 0, "cpu", folder/name, watch), steps
+        except KeyboardInterrupt: return None, steps
+        finally: gradients.Checkpoint = distributions.Checkpoint = Checkpoint
+"""
+
+MATCHED_BY_TWO = MATCHING + """
+    out = Path(sys.argv[1])
+    for name, config in configs.items(): run(with_peer(recipe, name, config), out/"whole"/name, until="recover")
+    for name in configs: torch.save(begun(name, out/"by-one")[1], out/f"{name}-{torch.distributed.get_rank()}.pt")
+    for name in configs: begun(name, out/"by-two", 2)
+"""
+
+def test_matching_by_two_is_that_of_one_and_either_goes_on_with_the_other(tmp_path):
+    exec(textwrap.dedent(MATCHING), one := {})
+    names = list(one["configs"])
+    for name in names: assert one["begun"](name, tmp_path/"by-one", 2)[1] == [0, 1, 2]
+    (tmp_path/"two.py").write_text(textwrap.dedent(MATCHED_BY_TWO))
+    launch([tmp_path/"two.py", tmp_path])
+    for name in names:
+        expected, two = one["find_peer"](name)[0](one["data"], 2, one["configs"][name], 0, "cpu"), load_set(tmp_path/"whole"/name/"recover")
+        assert (two.images == expected.images).all() and two.provenance.get("turns") == expected.provenance.get("turns")
+        ours, theirs = ([point["loss"] for point in some.provenance["curve"]] for some in (expected, two))
+        assert theirs == (ours if name in ("dc", "dsa") else pytest.approx(ours, rel=1e-5)) and not list((tmp_path/"whole"/name).rglob("checkpoint.pt"))
+        went_on, steps = one["begun"](name, tmp_path/"by-two")
+        assert steps[0] == 2 and (went_on.images == expected.images).all()
+        for process in range(2): assert torch.load(tmp_path/f"{name}-{process}.pt")[0] == 2
+
+def test_what_is_handed_out_comes_back_whole(monkeypatch):
+    from scdd import processes
+    for count in (1, 3, 5, 10):
+        for several in (1, 2, 4, 12):
+            monkeypatch.setattr(processes, "ranks", lambda: several); own = []
+            for place in range(several):
+                monkeypatch.setattr(processes, "rank", lambda: place)
+                first, last = processes.edges(count); own += range(first, last)
+                assert len(processes.stretch(count)) > 0 and (first == last or list(processes.stretch(count)) == list(range(first, last)))
+            assert own == list(range(count))
+
 def test_processes_that_mean_different_things_are_refused(tmp_path):
     (tmp_path/"two.py").write_text("import os, sys\nfrom scdd.run import main\n"
                                    "sys.exit(main(['run', 'digits', '--recover.ipc', str(1 + int(os.environ['RANK'])), '--out', sys.argv[1]]))")

@@ -21,6 +21,7 @@ from ..data import ImageData, batches, to_device
 from ..device import generator, pick
 from ..files import Checkpoint, UserError, nearest, progress
 from ..models import build
+from ..processes import from_first, rank, stretch, whole
 from .coresets import as_set, class_indices, draw_real, normalised, pixels_of, start_images
 from ..recipes import Architecture, complaint
 from ..recover import CHECK_EVERY, SyntheticSet, thin
@@ -108,16 +109,15 @@ def image_step(network, images,  # normalised synthetic images, ordered by class
                data, config,
                key,              # of all chance in this step
               )->torch.Tensor:   # distance, mean over classes
-    "The slope of the distance in the images, class by class."
-    ipc, total = len(images) // len(members), torch.zeros((), device=images.device)
-    images.grad = torch.zeros_like(images)
-    for label, mine in enumerate(members):
-        theirs = real[draw_real(mine, config.batch_real, generator(images.device, *key, "real", label))]
+    "The slope of the distance in the images, class by class; of several processes each takes some classes."
+    classes, own, slopes, distances = len(members), stretch(len(members)), [], []; ipc = len(images) // classes
+    for label in own:
+        theirs = real[draw_real(members[label], config.batch_real, generator(images.device, *key, "real", label))]
         drawn = draw_siamese(generator("cpu", *key, "augment", label), config.augment, data.name)
-        rows = slice(label * ipc, (label + 1) * ipc)
-        distance, images.grad[rows] = class_slope(network, images[rows], normalised(theirs, data), label, lambda some: siamese(some, drawn))
-        total += distance
-    return total / len(members)
+        distance, slope = class_slope(network, images[label * ipc:(label + 1) * ipc], normalised(theirs, data), label, lambda some: siamese(some, drawn))
+        distances.append(distance); slopes.append(slope)
+    images.grad = whole(torch.cat(slopes), own.start * ipc, len(images), classes)
+    return sum(whole(torch.stack(distances), own.start, classes, classes)) / classes
 
 # %% ../../nbs/peers/21_gradients.ipynb #0cd31c7c
 def train_on(network, optimizer, images, labels, epochs, config, data_name, key):
@@ -214,15 +214,15 @@ def watched_steps(method,     # for the progress bar and errors
                   live,       # {name: tensor, network or optimizer}: the state; has `curve` (a loss for each step) and `spent` (seconds)
                   total,      # steps in all
                  ):           # yields the number of each step still to do
-    "Resume, go on, check the losses, and save at most every so often."
+    "Resume, go on, check the losses, and save at most every so often; of several processes the first one does so for all."
     first, curve = 0, live["curve"]
-    if state := resumed(store, made_with, method): first = state["step"]; bring_back(live, state["live"])
+    if state := from_first(resumed(store, made_with, method)): first = state["step"]; bring_back(live, state["live"])
     checked, spent, began = first, float(live["spent"]), time.monotonic(); looked = began
     def snapshot(): return {"origin": made_with, "step": step + 1, "live": {name: value.detach() if torch.is_tensor(value) else value.state_dict() for name, value in live.items()}}
     for step in progress(range(first, total), method, "step", total, first):
         yield step
         live["spent"].fill_(spent + time.monotonic() - began)
-        if (step + 1) % CHECK_EVERY and step + 1 < total and time.monotonic() - looked < 10: continue
+        if rank() or (step + 1) % CHECK_EVERY and step + 1 < total and time.monotonic() - looked < 10: continue
         check_losses(curve, checked, step + 1, method); checked, looked = step + 1, time.monotonic()
         store.save(snapshot, force=step + 1 == total)
 
