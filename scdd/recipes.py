@@ -116,7 +116,7 @@ class Recover:
 class Extra:
     "What papers since SC-DD add to recovery; the defaults add nothing."
     residual: float = 0.0  # share of the starting patch that is mixed in between blocks of steps (FADRM); recovery must start from patch or real
-    blocks: int = 4  # of steps, where there is a residual
+    blocks: int = 4  # of steps, where there is a residual; never more than there are steps
     category: float = 0.0  # share of the loss that compares with statistics of the batch's own classes (EDC), which differ from those of all where recover.arrange is single
     category_variance: Literal["total", "within"] = "total"  # within: mean of the variances inside single images
     backbones: tuple[str, ...] = ()  # more families to recover from (G-VBSM), each trained like the first network and with its width
@@ -382,7 +382,6 @@ def check(recipe: Recipe,  # what to look at
     for part in ("train", "hard"):
         if getattr(recipe, part).ema >= 1: raise UserError(f"--{part}.ema {getattr(recipe, part).ema}: must be below 1, or the average stays what the student began with; 0 is no average")
     if recipe.extra.residual and recipe.recover.init == "noise": raise UserError(f"--extra.residual {recipe.extra.residual:g}: images that start from noise have no real patch to be mixed with; add --recover.init patch")
-    if recipe.extra.residual and recipe.extra.blocks > recipe.recover.steps: raise UserError(f"--extra.blocks {recipe.extra.blocks}: give 1 to {recipe.recover.steps}, the number of steps")
     if recipe.relabel.store and recipe.train.loss == "mse_ce" and not exact_labels(recipe.relabel.dtype, recipe.relabel.top):
         raise UserError("--train.loss mse_ce: compares the logits themselves, which stored labels keep only up to a constant or in part; add --relabel.dtype float16 --relabel.top None, or leave --relabel.store False")
     return recipe

@@ -349,7 +349,8 @@ def make_recover(work, folder, kept):
 def with_extra(recipe):
     "The configuration of chapter 24 for a recipe's own recovery."
     from scdd.peers.decoupled import Decoupled
-    return Decoupled(recover=recipe.recover, network=recipe.network, teacher=recipe.supervised, **asdict(recipe.extra))
+    extra = replace(recipe.extra, blocks=min(recipe.extra.blocks, recipe.recover.steps))
+    return Decoupled(recover=recipe.recover, network=recipe.network, teacher=recipe.supervised, **asdict(extra))
 
 def make_more(work, folder, kept):
     "Chapter 07 with what chapter 24 adds."
