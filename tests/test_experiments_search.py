@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("optuna")
 from scdd.data import load
 from scdd.experiments import search as chapter
-from scdd.experiments.search import CHOICES, INGREDIENTS, NUMBERS, SWITCHES, beginning, cells, proposed, search, with_ingredients
+from scdd.experiments.search import CHOICES, INGREDIENTS, NUMBERS, SWITCHES, beginning, best_of, cells, proposed, search, with_ingredients
 from scdd.files import UserError, read_json, write_json
 from scdd.recipes import RECIPES, Peer, difference, override
 from scdd.run import FIGURES, key, plan
@@ -53,6 +53,9 @@ def test_what_cannot_be_searched_is_refused_in_one_line(tmp_path, monkeypatch):
     def without(name, *rest, **more):
         if name == "optuna": raise ImportError(name)
         return real(name, *rest, **more)
+    with monkeypatch.context() as two:
+        two.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UserError, match="in one process"): search(DIGITS, tmp_path/"a")
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="pip install optuna"): search(DIGITS, tmp_path/"a")
     assert not (tmp_path/"a").exists()
@@ -105,6 +108,12 @@ def test_a_trial_whose_loss_is_no_number_counts_and_has_no_row(straw, tmp_path, 
     assert [row["cell"] for row in search(DIGITS, tmp_path/"a", trials=3)[-2:]] == ["trial 0", "trial 2"] and "trial 1: recover: the loss" in capsys.readouterr().out
     straw.made.clear(); straw.fail = ()
     assert [row["cell"] for row in search(DIGITS, tmp_path/"a", trials=3)[-2:]] == ["trial 0", "trial 2"] and "1" not in straw.made
+
+def test_the_best_trial_is_a_recipe_for_the_test_set(straw, tmp_path):
+    rows = search(DIGITS, tmp_path/"a", trials=2)
+    best = max(rows[-2:], key=lambda row: row["distilled_soft"]["mean"]); recipe = best_of(DIGITS, rows)
+    assert {name: value for name, (value, _) in difference(recipe, proposed(beginning(DIGITS), best)).items()} == {"data.held_out": 0.0} and recipe.recover.r_bn == best["recover.r_bn"]
+    with pytest.raises(UserError, match="no trial is finished"): best_of(DIGITS, rows[:-2])
 
 def test_the_study_learns(straw, tmp_path):
     rows = search(DIGITS, tmp_path/"a", trials=18)[-18:]

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'SCDD', 'INGREDIENTS', 'SWITCHES', 'CHOICES', 'NUMBERS', 'beginning', 'with_ingredients', 'cells',
-           'row_of', 'proposed', 'library', 'space', 'next_trial', 'ended', 'attempt', 'search', 'keep']
+           'row_of', 'proposed', 'library', 'space', 'next_trial', 'ended', 'attempt', 'search', 'keep', 'best_of']
 
 # %% ../../nbs/experiments/37_further.ipynb #37f00004
 from dataclasses import asdict
 from pathlib import Path
 from ..files import UserError, write_json
 from ..recipes import Recipe, override
-from ..run import FIGURES, locked, run, say, typed
+from ..run import FIGURES, locked, run, say, several, typed
 
 # %% ../../nbs/experiments/37_further.ipynb #37f00007
 HELD_OUT = 0.2
@@ -126,6 +126,7 @@ def search(recipe: Recipe,  # gives data, networks, images per class, steps and 
           )->list:          # one row for each cell and each trial
     "One ingredient at a time, all together, and a study; every accuracy is one of held-out training images."
     from scdd.train import Report
+    if several(): raise UserError("search: chooses one trial after the other, in one process; start it without torchrun and without --devices")
     optuna, folder, start, rows = library(), Path(folder), beginning(recipe), []
     places = {name: folder/"cells"/name.replace(",", "").replace(" ", "-") for name in cells(start)}
     def others(place): return [one for one in (*places.values(), *sorted((folder/"trials").glob("*")), *map(Path, reuse)) if one != place]
@@ -148,3 +149,13 @@ def keep(folder, start, seed, rows, report):
     "All rows so far, with what made them."
     write_json(folder/"so_far.json", {"recipe": asdict(start) | {"seed": seed}, "rows": rows, "command": f"scdd experiment search {typed(start, seed).removeprefix('scdd run ')}",
                                       "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)), "device": report.device, "versions": report.versions})
+
+# %% ../../nbs/experiments/37_further.ipynb #37f0001c
+def best_of(recipe: Recipe,  # as `search` was given it
+            rows: list,      # of `search`
+           )->Recipe:        # for `scdd run`, on the test set
+    "The recipe of the best trial."
+    trials = [row for row in rows if row["kind"] == "trial"]
+    if not trials: raise UserError("search: no trial is finished; let it run longer")
+    best = max(trials, key=lambda row: row["distilled_soft"]["mean"])
+    return override(proposed(beginning(recipe), best), {"data.held_out": recipe.data.held_out, "hard.students": recipe.hard.students})
