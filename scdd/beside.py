@@ -23,6 +23,7 @@ from .data import to_float
 from .explore import contact_png
 from .files import UserError, read_json
 from .plot import COLORS, figure, grid, show
+from .recipes import lasting
 from .relabel import soft_logits
 
 # %% ../nbs/practice/40b_side_by_side.ipynb #40b00009
@@ -210,14 +211,14 @@ def protocol_of(recipe: dict, labels: str, teacher: str)->str:
     "What two accuracies must share to be compared, in words and as four hex digits of all values."
     parts = ["data", "student", "train" if labels == "soft" else "hard"]
     if labels == "soft": parts += ["network", "relabel", *(["supervised"] if teacher == "supervised" else ["pretrain", "align"])]
-    asked = [recipe["recover"]["ipc"], labels, teacher, [{k: v for k, v in recipe[part].items() if k not in ASIDE} for part in parts]]
+    asked = [recipe["recover"]["ipc"], labels, teacher, [{k: v for k, v in recipe[part].items() if k not in ASIDE and f"{part}.{k}" in lasting({f"{part}.{k}": v})} for part in parts]]
     code = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:4]
     by = f"soft labels by {teacher}" if labels == "soft" else "hard labels"
     return f"{data_name(recipe)}, {asked[0]} images per class, {by}, {recipe['student']['name']} for {recipe[parts[2]]['epochs']} epochs ({code})"
 
 def data_name(recipe)->str:
     "The data set, and how many of its classes where not all."
-    return recipe["data"]["name"] + (f" ({recipe['data']['classes']} classes)" if recipe["data"]["classes"] else "")
+    return recipe["data"]["name"] + (f" ({recipe['data']['classes']} classes)" if recipe["data"]["classes"] else "") + (", held out" if recipe["data"].get("held_out") else "")
 
 # %% ../nbs/practice/40b_side_by_side.ipynb #40b00057
 def result_row(report: dict, found: dict, labels: str, file: str)->dict:

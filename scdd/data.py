@@ -9,8 +9,8 @@ __all__ = ['EXTENSIONS', 'LAYOUT', 'FULL_LOOK', 'ABOUT', 'NAMES', 'FOLDERS', 'DO
            'read_table', 'decode', 'open_image', 'agree', 'decode_block', 'decode_all', 'in_order', 'worker_pool',
            'follow_parent', 'write_pixels', 'quick_state', 'full_state', 'prepared', 'read_about', 'writable',
            'forget_old', 'data_root', 'find', 'layout', 'find_known', 'available', 'folder_source', 'read_listing',
-           'download_source', 'read_cifar', 'cifar', 'load', 'load_files', 'to_device', 'to_float', 'batches',
-           'random_rows', 'random_subset', 'class_folder']
+           'download_source', 'read_cifar', 'cifar', 'hold_out', 'load', 'load_files', 'to_device', 'to_float',
+           'batches', 'random_rows', 'random_subset', 'class_folder']
 
 # %% ../nbs/pipeline/01_data.ipynb #b7efc99d
 import ctypes, fnmatch, functools, hashlib, http.client, multiprocessing, os, re, signal, socket, sys, tarfile, time
@@ -491,6 +491,20 @@ def cifar(name: str,       # cifar10 or cifar100
     finally: socket.setdefaulttimeout(before)
     return found.data, np.array(found.targets, np.int64), list(found.classes)
 
+# %% ../nbs/pipeline/01_data.ipynb #3d700011
+def hold_out(train: ImageData,  # the training set
+             share: float,      # of the images of each class
+             split="test",      # test: that share; train: the rest
+            )->ImageData:       # a copy in memory; mean and std stay those of the whole
+    "Split a training set in two, the same way each time."
+    rows = []
+    for label, name in enumerate(train.classes):
+        mine = np.flatnonzero(train.labels == label); count = round(share * len(mine))
+        if not 1 <= count < len(mine): raise UserError(f"--data.held_out {share:g}: that is {count} of the {len(mine)} images of the class {name}; give a share that takes at least 1 and leaves at least 1")
+        order = mine[torch.randperm(len(mine), generator=generator("cpu", 0, "held out", label)).numpy()]
+        rows.append(np.sort(order[:count] if split == "test" else order[count:]))
+    return replace(train.subset(np.concatenate(rows)), split=split)
+
 # %% ../nbs/pipeline/01_data.ipynb #d7ac1772
 def load(name="digits",   # digits, cifar10, cifar100, tiny-imagenet, imagenet1k, a folder, or a `Data`
          split="train",   # train or test
@@ -498,11 +512,13 @@ def load(name="digits",   # digits, cifar10, cifar100, tiny-imagenet, imagenet1k
          cache=None,      # folder for decoded images; else SCDD_CACHE, else the user's cache
          classes=None,    # the first so many, or names or indices; all where not given
          size=None,       # side in pixels, to which images are resized and cropped; else their own
+         held_out=0.0,    # share of the training images that is the test set, in place of the real one
         )->ImageData:     # mapped from disk; mean and std are of the train split
     "Load a data set: decode it the first time, map it from then on."
-    if isinstance(name, Data): name, classes, size = name.name, name.classes if classes is None else classes, name.size if size is None else size
+    if isinstance(name, Data): name, classes, size, held_out = name.name, name.classes if classes is None else classes, name.size if size is None else size, held_out or name.held_out
     if split not in ("train", "test"): raise UserError(f"split {split!r}: there are train and test")
     if size is not None and size < 1: raise UserError(f"--data.size {size}: give a side of at least 1 pixel")
+    if held_out: return hold_out(load(name, "train", root, cache, classes, size), held_out, split)
     kind, path = find(str(name), root)
     if kind == "digits": return digits(split, size or 16).only(classes) if classes is not None else digits(split, size or 16)
     try: return load_files(str(name) if name in NAMES else path.name, kind, path.resolve(), split, cache_folder(cache)/"images", classes, size)

@@ -35,6 +35,9 @@ def sizes_of(data: Data,  # name, classes and size as in a recipe
              root=None,   # where folders lie; a known data set need not be there
             )->Sizes:
     "How large a data set is: from the table, or from the images of a folder."
+    if data.held_out:
+        whole = sizes_of(replace(data, held_out=0.0), root); kept = whole.classes * round(data.held_out * whole.train / whole.classes)
+        return replace(whole, train=whole.train - kept, test=kept)
     if data.name not in KNOWN:
         from scdd.data import load
         train, test = load(data, "train", root), load(data, "test", root)
@@ -116,6 +119,7 @@ def label_files(recipe: Recipe, sizes: Sizes)->int:
 
 def work_of(recipe: Recipe, sizes: Sizes)->dict:  # {"recover": [Item, …], …}, in the order of a run
     "All that is to be done for each result that a recipe needs."
+    if recipe.extra.backbones: raise UserError(f"--extra.backbones {' '.join(recipe.extra.backbones)}: scdd plan knows recovery from one network; leave them out")
     if recipe.peer: raise UserError(f"{recipe.name}: images by {recipe.peer.method} are not planned; scdd plan knows the recipes' own recovery")
     images = sizes.classes * recipe.recover.ipc
     stored = recipe.relabel.store

@@ -10,11 +10,11 @@ from typing import Literal, Optional, get_args, get_origin, get_type_hints
 from .files import UserError, nearest
 
 # %% auto #0
-__all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS',
-           'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture', 'Pretrain',
-           'Align', 'Recover', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe', 'flatten',
-           'difference', 'complaint', 'exact_labels', 'check', 'override', 'from_dict', 'comments', 'grid_recipes',
-           'recovering']
+__all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS', 'LATER',
+           'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'BELOW_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture',
+           'Pretrain', 'Align', 'Recover', 'Extra', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe',
+           'flatten', 'difference', 'lasting', 'complaint', 'exact_labels', 'check', 'override', 'from_dict',
+           'comments', 'grid_recipes', 'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -25,6 +25,7 @@ class Data:
     name: str = "digits"  # digits, cifar10, cifar100, tiny-imagenet, imagenet1k, or the path of a folder of class folders
     classes: Optional[int] = None  # keep the first so many classes in sorted order; all where not given
     size: Optional[int] = None  # side of the images in pixels; the data set's own where not given
+    held_out: float = 0.0  # share of each class's training images that takes the place of the test set, while values are still searched for; 0: the test set itself
 
 # %% ../nbs/pipeline/10_recipes.ipynb #0497c59f
 @dataclass(frozen=True)
@@ -110,6 +111,17 @@ class Recover:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the network's passes
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto where the run is long enough to pay for it
 
+# %% ../nbs/pipeline/10_recipes.ipynb #3d700002
+@dataclass(frozen=True)
+class Extra:
+    "What papers since SC-DD add to recovery; the defaults add nothing."
+    residual: float = 0.0  # share of the starting patch that is mixed in between blocks of steps (FADRM); recovery must start from patch or real
+    blocks: int = 4  # of steps, where there is a residual; never more than there are steps
+    category: float = 0.0  # share of the loss that compares with statistics of the batch's own classes (EDC), which differ from those of all where recover.arrange is single
+    category_variance: Literal["total", "within"] = "total"  # within: mean of the variances inside single images
+    backbones: tuple[str, ...] = ()  # more families to recover from (G-VBSM), each trained like the first network and with its width
+    choose: Literal["random", "turns"] = "random"  # which of several networks looks in a step (turns: one after the other)
+
 # %% ../nbs/pipeline/10_recipes.ipynb #bb11d872
 @dataclass(frozen=True)
 class Relabel:
@@ -180,6 +192,7 @@ class Recipe:
     train: Train = field(default_factory=Train)  # the soft-label protocol
     hard: Train = field(default_factory=lambda: PROTOCOLS["hard"])  # the hard-label protocol
     full: Pretrain = field(default_factory=lambda: Pretrain(method="supervised"))  # how a student is trained on the full data
+    extra: Extra = field(default_factory=Extra)
     peer: Optional[Peer] = None  # another method in the place of recovery
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4b8fe09a
@@ -270,6 +283,11 @@ RECIPES = {r.name: r for r in [
            Recover(ipc=50, steps=1000, learning_rate=0.05, r_bn=0.01, init="patch", crop_min=0.5, flip=True),
            Relabel(teacher="supervised", teacher_bn="batch"), replace(PROTOCOLS["strong"], students=3),
            replace(PROTOCOLS["hard"], students=3), supervised_cifar),
+    Recipe("cifar100-best", "SC-DD's statistics with what came after: patches mixed in again, batch-specific labels, a long smooth training with an average of the weights", "CIFAR-100 (--data); a GPU", "",
+           data=Data("cifar100"), pretrain=Pretrain("mocov2", 200, 512), supervised=supervised_cifar,
+           recover=Recover(ipc=50, steps=2000, learning_rate=0.25, r_bn=0.01, init="patch", crop_min=0.08, flip=True),
+           extra=Extra(residual=0.5), relabel=Relabel(teacher="supervised", teacher_bn="batch"),
+           train=replace(PROTOCOLS["fadrm"], students=3, schedule_epochs=2000, ema=0.99), hard=replace(PROTOCOLS["hard"], students=3), full=supervised_cifar),
     Recipe("tiny-imagenet-scdd", "SC-DD on Tiny-ImageNet (64 px), IPC 50", "Tiny-ImageNet (--data); a GPU", "",
            Data("tiny-imagenet"), Architecture(), Architecture(), Pretrain("mocov2", 200, 256, learning_rate=0.06),
            Pretrain("supervised", 50, 256, learning_rate=0.2, weight_decay=1e-4, warmup=5), Align(),
@@ -313,11 +331,20 @@ def difference(first: Recipe,   # one recipe
     a, b = flatten(first), flatten(second)
     return {name: (a.get(name), b.get(name)) for name in a | b if a.get(name) != b.get(name) and name not in TEXTS}
 
+# %% ../nbs/pipeline/10_recipes.ipynb #3d700004
+LATER = {"data.held_out": 0.0}
+
+def lasting(values: dict,  # of `flatten`, whole or in part
+           )->dict:
+    "The same without later values that are at rest."
+    return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
+
 # %% ../nbs/pipeline/10_recipes.ipynb #eefd3113
 AT_LEAST_ONE = ("epochs", "batch", "steps", "ipc", "students", "width", "depth", "hidden", "projection", "queue", "prototypes", "bn_splits",
-                "sinkhorn_iterations", "patch_candidates", "micro_batch", "classes", "size", "schedule_epochs", "top")
+                "sinkhorn_iterations", "patch_candidates", "micro_batch", "classes", "size", "schedule_epochs", "top", "blocks")
 ABOVE_ZERO = ("learning_rate", "temperature", "teacher_temperature", "sinkhorn_epsilon", "crop_min", "crop_start", "crop_milestone", "patch_min", "mix_alpha")
-AT_MOST_ONE = ("crop_min", "patch_min", "crop_start", "crop_milestone", "ema", "ema_end", "momentum", "center_momentum", "label_smoothing")
+AT_MOST_ONE = ("crop_min", "patch_min", "crop_start", "crop_milestone", "ema", "ema_end", "momentum", "center_momentum", "label_smoothing", "residual", "category")
+BELOW_ONE = ("held_out",)
 
 def complaint(name: str,   # of the field, without its stage
               value,       # what it is to be
@@ -329,12 +356,14 @@ def complaint(name: str,   # of the field, without its stage
     if kind is bool: return "" if isinstance(value, bool) else "must be True or False"
     if kind in (str, Optional[str]): return "" if isinstance(value, str) and value else "must be a name"
     if kind is dict: return "" if isinstance(value, dict) else "must be a table of values"
+    if kind == tuple[str, ...]: return "" if isinstance(value, tuple) and all(isinstance(v, str) and v for v in value) and len(set(value)) == len(value) else "must be names, each once"
     if isinstance(value, tuple): return "" if value and all(0 <= v < 1 for v in value) else "must be numbers from 0 to below 1"
     if not isinstance(value, (int, float)): return "" if get_origin(kind) is Literal else "must be a number"
     if kind in (int, Optional[int]) and (not isinstance(value, int) or isinstance(value, bool)): return "must be a whole number"
     if not value < float("inf") or value < 0: return "must be a finite number, 0 or more"
     if name in AT_LEAST_ONE and value < 1: return "must be at least 1"
     if name in ABOVE_ZERO and value <= 0: return "must be above 0"
+    if name in BELOW_ONE and value >= 1: return "must be below 1"
     return "must be at most 1" if name in AT_MOST_ONE and value > 1 else ""
 
 # %% ../nbs/pipeline/10_recipes.ipynb #8cc7c193
@@ -352,6 +381,7 @@ def check(recipe: Recipe,  # what to look at
             if wrong: raise UserError(f"--{part.name}.{name} {getattr(stage, name)}: {wrong}".replace("--peer.", "--"))
     for part in ("train", "hard"):
         if getattr(recipe, part).ema >= 1: raise UserError(f"--{part}.ema {getattr(recipe, part).ema}: must be below 1, or the average stays what the student began with; 0 is no average")
+    if recipe.extra.residual and recipe.recover.init == "noise": raise UserError(f"--extra.residual {recipe.extra.residual:g}: images that start from noise have no real patch to be mixed with; add --recover.init patch")
     if recipe.relabel.store and recipe.train.loss == "mse_ce" and not exact_labels(recipe.relabel.dtype, recipe.relabel.top):
         raise UserError("--train.loss mse_ce: compares the logits themselves, which stored labels keep only up to a constant or in part; add --relabel.dtype float16 --relabel.top None, or leave --relabel.store False")
     return recipe

@@ -6,15 +6,16 @@
 __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'SHARED', 'ENDED', 'EXPERIMENTS', 'COMMANDS', 'OWN', 'ONLY', 'RUNS', 'NEEDS', 'plan',
            'behind', 'borrowed', 'key', 'modified', 'stopwatch', 'elsewhere', 'once', 'is_first', 'several', 'told',
            'wait', 'assist', 'gone', 'readable', 'batch_option', 'say', 'duration', 'weight', 'copy', 'claim',
-           'version', 'locked', 'hold', 'Work', 'make_data', 'make_pretrain', 'make_align', 'store_network',
-           'make_recover', 'splits', 'make_peer', 'store_images', 'make_relabel', 'agreement', 'make_figure',
-           'as_learned', 'teacher_of', 'full_data', 'steps', 'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order',
-           'check_batches', 'preview', 'check_networks', 'complete', 'same_images', 'conclude', 'report_of', 'typed',
-           'unusual', 'with_peer', 'as_plain', 'sizes', 'curves', 'summary', 'grid', 'in_turn', 'prepare', 'grid_row',
-           'sweep', 'swept', 'cells_of', 'short', 'rounded', 'as_markdown', 'chart', 'write_table', 'compare', 'apart',
-           'compare_row', 'experiment', 'check_experiment', 'about_experiments', 'own_options', 'usage', 'options',
-           'parse', 'usual_config', 'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly', 'recipes', 'show',
-           'command', 'axes_of', 'start', 'default_folder', 'judge', 'bench', 'failed', 'main']
+           'version', 'locked', 'hold', 'Work', 'make_data', 'make_pretrain', 'make_backbone', 'make_align',
+           'store_network', 'make_recover', 'with_extra', 'make_more', 'splits', 'make_peer', 'store_images',
+           'make_relabel', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data', 'steps', 'weighed',
+           'wanted', 'run', 'meet', 'stopped', 'in_order', 'check_batches', 'preview', 'check_networks', 'complete',
+           'same_images', 'conclude', 'report_of', 'typed', 'unusual', 'with_peer', 'as_plain', 'sizes', 'curves',
+           'summary', 'grid', 'in_turn', 'prepare', 'grid_row', 'sweep', 'swept', 'cells_of', 'short', 'rounded',
+           'as_markdown', 'chart', 'write_table', 'compare', 'apart', 'compare_row', 'experiment', 'check_experiment',
+           'about_experiments', 'own_options', 'usage', 'options', 'parse', 'usual_config', 'nearest_option',
+           'value_of', 'quietly', 'unboxed', 'plainly', 'recipes', 'show', 'command', 'axes_of', 'start',
+           'default_folder', 'judge', 'bench', 'failed', 'main']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, io, itertools, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass,
 from pathlib import Path
 from typing import Annotated, Optional
 from .files import UserError, nearest, read_json, remove, write_json, writing
-from .recipes import DIGIT_VALUES, METHOD_VALUES, RECIPES, TEXTS, Peer, Recipe, check, comments, difference, find_recipe, flatten, from_dict, grid_recipes, override, recovering, with_method
+from .recipes import DIGIT_VALUES, METHOD_VALUES, RECIPES, TEXTS, Extra, Peer, Recipe, check, comments, difference, find_recipe, flatten, from_dict, grid_recipes, lasting, override, recovering, with_method
 from .peers.compare import DECOUPLED, PEERS, about_peers, check_method
 
 # %% ../nbs/pipeline/11_run.ipynb #43791ad7
@@ -34,13 +35,16 @@ def plan(recipe: Recipe,  # what is to be run
         )->dict:          # {"recover": (["align/ssl"], ["recover"]), …}: what it builds on, and what it reads of the recipe
     "Every result of a run, in order."
     recovers, labels = TEACHER[recipe.recover.teacher], TEACHER[recipe.relabel.teacher]
-    images = ([recovers], ["recover"]) if recipe.peer is None else ([borrowed(recipe)], ["recover.ipc", "peer"])
+    further = {f"pretrain/{name}": (["data"], ["network", *(["pretrain", "align"] if recipe.recover.teacher == "ssl" else ["supervised"])]) for name in recipe.extra.backbones}
+    added = ["extra"] if recipe.extra != Extra() else []
+    images = ([recovers, *further], ["recover", *added]) if recipe.peer is None else ([borrowed(recipe)], ["recover.ipc", "peer"])
     full = (["pretrain/supervised"], ["student", "full"]) if (recipe.student, recipe.full) == (recipe.network, recipe.supervised) else (["data"], ["student", "full", "hard.students"])
     everything = {
         "data": ([], ["data"]),
         "pretrain/ssl": (["data"], ["network", "pretrain"]),
         "pretrain/supervised": (["data"], ["network", "supervised"]),
         "align/ssl": (["pretrain/ssl"], ["align"]),
+        **further,
         "recover": images,
         "relabel": (["recover", labels], ["relabel", "train"]),
         "train/distilled_soft": (["relabel"], ["student"]),
@@ -74,7 +78,7 @@ def key(name: str,         # of a result, as in the plan
     "What a result depends on, as a short hash."
     entries = plan(recipe)
     prefixes = [part for step in behind(entries, [name]) for part in entries[step][1]]
-    values = {k: v for k, v in flatten(recipe).items() if any(k == p or k.startswith(p + ".") for p in prefixes)}
+    values = {k: v for k, v in lasting(flatten(recipe)).items() if any(k == p or k.startswith(p + ".") for p in prefixes)}
     return hashlib.sha256(json.dumps([name, values, seed, fingerprint], sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/pipeline/11_run.ipynb #ee79764d
@@ -304,6 +308,17 @@ def make_pretrain(work, folder, kept, config):
     if config.method == "supervised": network.about["accuracy"] = accuracy(network, work.test, work.device, precision=config.precision)
     return store_network(network, folder, f"pretrain {config.method} {config.epochs} epochs")
 
+def make_backbone(work, folder, kept, name):
+    "One more family to recover from, trained as the first network was."
+    from scdd.align import accuracy, align
+    from scdd.pretrain import pretrain
+    recipe, own = work.recipe, work.recipe.recover.teacher == "ssl"
+    config, seed = recipe.pretrain if own else recipe.supervised, work.seed + 1  # another network, also where the family is the same
+    network = pretrain(work.train, replace(recipe.network, name=name), config, seed, work.device, work.test, kept/"network")
+    if own: network = align(network, work.train, recipe.align, seed, work.device, work.test, kept/"head")
+    else: network.about["accuracy"] = accuracy(network, work.test, work.device, precision=config.precision)
+    return store_network(network, folder, f"pretrain {config.method} {name} {config.epochs} epochs")
+
 def make_align(work, folder, kept):
     "Chapter 05: the linear probe."
     from scdd.align import align
@@ -327,8 +342,24 @@ def make_recover(work, folder, kept):
     if work.recipe.peer: return make_peer(work, folder, kept) if is_first() or splits(work.recipe.peer) else ({}, "")
     from scdd.recover import recover
     config = work.recipe.recover
+    if work.recipe.extra != Extra(): return make_more(work, folder, kept)
     made = recover(work.network(TEACHER[config.teacher]), work.train, config, work.seed, work.device, kept, in_memory=False)
     return store_images(made, folder), f"recover {len(made.images)} images, {config.steps} steps from {config.init}"
+
+# %% ../nbs/pipeline/11_run.ipynb #3d700021
+def with_extra(recipe):
+    "The configuration of chapter 24 for a recipe's own recovery."
+    from scdd.peers.decoupled import Decoupled
+    extra = replace(recipe.extra, blocks=min(recipe.extra.blocks, recipe.recover.steps))
+    return Decoupled(recover=recipe.recover, network=recipe.network, teacher=recipe.supervised, **asdict(extra))
+
+def make_more(work, folder, kept):
+    "Chapter 07 with what chapter 24 adds."
+    from scdd.peers.decoupled import decoupled
+    recipe = work.recipe
+    networks = [work.network(name) for name in plan(recipe)["recover"][0]]
+    made = decoupled(work.train, recipe.recover.ipc, with_extra(recipe), work.seed, work.device, kept, networks, "recover")
+    return store_images(made, folder), f"recover {len(made.images)} images, {recipe.recover.steps} steps from {recipe.recover.init}, with {', '.join(name for name, _ in difference(replace(recipe, extra=Extra()), recipe).items())}"
 
 # %% ../nbs/pipeline/11_run.ipynb #494f125f
 def splits(peer)->bool:
@@ -419,6 +450,7 @@ def steps(work):
     makers = {"data": make_data, "align/ssl": make_align, "recover": make_recover, "relabel": make_relabel,
               "pretrain/ssl": functools.partial(make_pretrain, config=recipe.pretrain),
               "pretrain/supervised": functools.partial(make_pretrain, config=recipe.supervised)}
+    makers |= {f"pretrain/{name}": functools.partial(make_backbone, name=name) for name in recipe.extra.backbones}
     makers |= {f"train/{figure}": functools.partial(make_figure, figure=figure) for figure in FIGURES}
     return {name: functools.partial(weighed, work, makers[name]) for name in plan(recipe)}
 
@@ -502,9 +534,15 @@ def preview(work):
     except UserError as error: raise UserError(str(error).replace("--ipc", "--recover.ipc")) from None
 
 def check_networks(work):
-    "Refuse a network without BatchNorm, and a student that cannot be built for these images."
+    "Refuse a network without BatchNorm, a student that cannot be built for these images, and additions that recovery cannot have."
     from scdd.models import build, require_batchnorm
-    require_batchnorm(build(work.recipe.network, work.train, 0), "recover"); build(work.recipe.student, work.train, 0)
+    recipe = work.recipe
+    for name in (recipe.network.name, *recipe.extra.backbones): require_batchnorm(build(replace(recipe.network, name=name), work.train, 0), "recover")
+    build(recipe.student, work.train, 0)
+    if recipe.extra == Extra(): return
+    from scdd.peers.decoupled import check_config
+    try: check_config(with_extra(recipe), 1 + len(recipe.extra.backbones))
+    except UserError as error: raise UserError(str(error).replace("--config.recover.", "--recover.").replace("--config.", "--extra.")) from None
 
 def complete(work, names, reuse=()):
     "Make what is missing of these results; their facts."
@@ -587,7 +625,8 @@ def summary(report,       # a Report
     "The figures of a finished run, and where its report is."
     from scdd.train import KINDS, percent
     rows = [f"  {KINDS[figure]:<24} {percent(report.accuracy[figure])}" for figure in FIGURES]
-    return "\n".join([f"test accuracy of a student trained from scratch ({report.recipe['recover']['ipc']} images per class)", *rows, f"report: {folder/'report.html'}"])
+    judged = "accuracy on held-out training images" if report.recipe["data"].get("held_out") else "test accuracy"
+    return "\n".join([f"{judged} of a student trained from scratch ({report.recipe['recover']['ipc']} images per class)", *rows, f"report: {folder/'report.html'}"])
 
 # %% ../nbs/pipeline/11_run.ipynb #d0c1dc17
 def grid(recipe,          # what the cells have in common

@@ -149,6 +149,21 @@ def test_random_subset():
     assert len(np.unique(large.images.reshape(50, -1), axis=0)) == 50
 
 
+def test_held_out_images_are_a_part_of_the_training_set(tmp_path):
+    whole = d.load("digits"); rest, held = (d.load(Data("digits", held_out=0.2), split) for split in ("train", "test"))
+    rows = lambda data: {image.tobytes() for image in data.images}
+    assert len(rest) + len(held) == len(whole) and not rows(rest) & rows(held) and rows(rest) | rows(held) == rows(whole)
+    assert (rest.split, held.split) == ("train", "test") and (held.mean, held.std) == (whole.mean, whole.std)
+    counts = np.bincount(whole.labels); assert (np.bincount(held.labels) == [round(0.2 * count) for count in counts]).all()
+    again = d.load("digits", "test", held_out=0.2)
+    assert again.fingerprint == held.fingerprint and (again.images == held.images).all() and rest.fingerprint not in (held.fingerprint, whole.fingerprint)
+    few = d.load(Data("digits", classes=3, held_out=0.2), "test")  # the same images of fewer classes
+    assert rows(few) == rows(held.subset(np.flatnonzero(held.labels < 3)))
+    tree(tmp_path/"animals"); (tmp_path/"animals"/"test").rename(tmp_path/"aside")  # and who has no test set at all can hold out one
+    assert len(d.load(tmp_path/"animals", "test", held_out=0.5)) == 6 and len(d.load(tmp_path/"animals", held_out=0.5)) == 6
+    with refused("--data.held_out 0.1: that is 0 of the 4 images of the class ant", "at least 1"): d.load(tmp_path/"animals", held_out=0.1)
+    with refused("--data.held_out 0.95: that is 4 of the 4 images", "leaves at least 1"): d.load(tmp_path/"animals", held_out=0.95)
+
 def test_on_the_device(tmp_path):
     found = d.load(tree(tmp_path/"zoo"))
     images, labels = d.to_device(found)

@@ -26,7 +26,7 @@ def photographs(data_root, tmp_path_factory):
     return tmp_path
 
 @pytest.mark.parametrize("recipe, more", [
-    ("cifar100-mini", ["--data.classes", "3"]), ("cifar100-scdd", []), ("cifar100-sre2l", []), ("cifar100-strong", []),
+    ("cifar100-mini", ["--data.classes", "3"]), ("cifar100-scdd", []), ("cifar100-sre2l", []), ("cifar100-strong", []), ("cifar100-best", []),
     ("tiny-imagenet-scdd", ["--data.classes", "2"]), ("imagenet1k-scdd", [])])
 def test_recipe(recipe, more, photographs, tmp_path):
     done = subprocess.run([SCDD, "run", recipe, "--data", photographs, "--out", tmp_path/"run", "--device", "cpu", *SHORT, *more], capture_output=True, text=True, timeout=600)

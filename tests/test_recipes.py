@@ -43,11 +43,25 @@ def test_override_changes_nothing_else():
     ({"train.ema": 1.5}, "--train.ema 1.5: must be at most 1"),
     ({"train.hard_weight": -0.1}, "--train.hard_weight -0.1: must be a finite number, 0 or more"),
     ({"data.classes": 0}, "--data.classes 0: must be at least 1"),
+    ({"data.held_out": 1.0}, "--data.held_out 1.0: must be below 1"),
+    ({"data.held_out": -0.1}, "--data.held_out -0.1: must be a finite number, 0 or more"),
+    ({"extra.residual": 0.5}, "--extra.residual 0.5: images that start from noise have no real patch to be mixed with; add --recover.init patch"),
+    ({"extra.category": 1.5}, "--extra.category 1.5: must be at most 1"),
+    ({"extra.backbones": ("convnet", "convnet")}, "--extra.backbones ('convnet', 'convnet'): must be names, each once"),
     ({"pretrain.method": "mocov4"}, "--pretrain.method mocov4: there is no such method; did you mean 'mocov3'?"),
 ])
 def test_bad_values(values, words):
     with pytest.raises(UserError) as error: override(RECIPES["digits"], values)
     assert str(error.value).startswith(words) and "\n" not in str(error.value)
+
+def test_what_is_added_to_recovery_is_what_chapter_24_knows():
+    from scdd.peers.decoupled import Decoupled
+    assert all(getattr(Decoupled(), name) == value for name, value in asdict(recipes.Extra()).items())
+
+def test_later_values_at_rest_leave_no_trace():
+    flat = flatten(RECIPES["digits"])
+    assert flat.keys() - recipes.lasting(flat).keys() == set(recipes.LATER)
+    assert recipes.lasting(flatten(override(RECIPES["digits"], {"data.held_out": 0.1})))["data.held_out"] == 0.1
 
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'digits'"): find_recipe("digit")

@@ -148,6 +148,38 @@ def test_keys_follow_the_plan():
     assert changed_by({"data.classes": 4}) == set(plan(DIGITS))
     assert all(key(name, DIGITS, 0, "f") != key(name, DIGITS, 1, "f") and key(name, DIGITS, 0, "f") != key(name, DIGITS, 0, "g") for name in plan(DIGITS))
 
+def test_what_is_held_out_or_added_changes_keys_and_at_rest_it_does_not():
+    assert changed_by({"data.held_out": 0.2}) == set(plan(DIGITS))
+    assert changed_by({"recover.init": "patch", "extra.residual": 0.5}) == {"recover", "relabel", "train/distilled_soft", "train/distilled_hard"}
+    assert changed_by({"extra.backbones": ("convnet",)}) == {"pretrain/convnet", "recover", "relabel", "train/distilled_soft", "train/distilled_hard"}
+    assert not any("extra" in reads for _, reads in plan(DIGITS).values())
+    own, theirs = (plan(override(DIGITS, {"extra.backbones": ("convnet",), "recover.teacher": arm})) for arm in ("ssl", "supervised"))
+    assert own["pretrain/convnet"][1] == ["network", "pretrain", "align"] and theirs["pretrain/convnet"][1] == ["network", "supervised"]
+    assert theirs["recover"][0] == ["pretrain/supervised", "pretrain/convnet"]
+
+EXTRA = {"data.held_out": 0.2, "network.width": 4, "student.width": 4, "pretrain.epochs": 1, "align.epochs": 1, "supervised.epochs": 1, "full.epochs": 1, "recover.steps": 3, "recover.init": "patch",
+         "train.epochs": 1, "hard.epochs": 1, "extra.residual": 0.5, "extra.category": 0.5, "extra.backbones": ("convnet",)}
+
+def test_what_chapter_24_adds_is_added_to_a_self_supervised_network(tmp_path, capsys):
+    from scdd.data import load
+    from scdd.models import load_network
+    from scdd.peers.decoupled import synthesise
+    recipe = override(DIGITS, EXTRA); report = run(recipe, tmp_path/"a")
+    assert "with extra.residual, extra.category, extra.backbones" in capsys.readouterr().out and report.recipe["data"]["held_out"] == 0.2
+    networks = [load_network(tmp_path/"a"/name/"network.safetensors") for name in ("align/ssl", "pretrain/convnet")]
+    assert [one.about["method"] for one in networks] == ["simclr", "simclr"] and networks[1].architecture.name == "convnet"
+    made = synthesise(networks, load(recipe.data), runs.with_extra(override(recipe, {"recover.flip": False})), 0, "cpu")
+    assert (made.images == SyntheticSet.load(tmp_path/"a"/"recover").images).all()
+    facts = read_json(tmp_path/"a"/"data"/"stage.json")
+    assert facts["images"] + facts["test_images"] == len(load(DIGITS.data)) and "accuracy on held-out training images" in runs.summary(report, tmp_path/"a")
+
+@pytest.mark.parametrize("values, words", [
+    ({"extra.backbones": ("convnex",)}, "convnex"), ({"extra.residual": 0.5, "recover.init": "patch", "recover.keep": "best"}, "--recover.keep best: losses of several"),
+    ({"extra.category": 0.5, "recover.micro_batch": 2}, "--recover.micro_batch: only recovery from one network"), ({"data.held_out": 0.001}, "--data.held_out 0.001: that is 0 of")])
+def test_additions_that_recovery_cannot_have_are_refused_at_once(values, words, tmp_path):
+    with pytest.raises(UserError, match=words) as error: run(override(DIGITS, values), tmp_path/"a")
+    assert "\n" not in str(error.value) and "--config" not in str(error.value) and not (tmp_path/"a").exists()
+
 def test_full_data_is_the_supervised_network_where_they_agree():
     assert plan(DIGITS)["train/full_data"][0] == ["pretrain/supervised"]
     other = override(DIGITS, {"student.width": 8})
