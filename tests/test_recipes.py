@@ -42,6 +42,10 @@ def test_override_changes_nothing_else():
     ({"train.loss": "mse"}, "--train.loss mse: there is no such choice; did you mean 'mse_ce'?"),
     ({"train.ema": 1.5}, "--train.ema 1.5: must be at most 1"),
     ({"train.hard_weight": -0.1}, "--train.hard_weight -0.1: must be a finite number, 0 or more"),
+    ({"train.labels": "onec"}, "--train.labels onec: there is no such choice; did you mean 'once'?"),
+    ({"train.labels": "once", "train.loss": "mse_ce"}, "--train.labels once: two images are mixed and so are their labels, as shares of the classes; mse_ce compares logits, so give --train.loss kl"),
+    ({"train.labels": "once", "relabel.teacher_bn": "batch"}, "--train.labels once: a label that depends on the batch is no label of the image; give --relabel.teacher_bn running"),
+    ({"hard.labels": "once"}, "--hard.labels once: the students of this protocol have no teacher; give --train.labels once"),
     ({"data.classes": 0}, "--data.classes 0: must be at least 1"),
     ({"pretrain.method": "mocov4"}, "--pretrain.method mocov4: there is no such method; did you mean 'mocov3'?"),
 ])
