@@ -213,7 +213,8 @@ def protocol_of(recipe: dict, labels: str, teacher: str)->str:
     if labels == "soft": parts += ["network", "relabel", *(["supervised"] if teacher == "supervised" else ["pretrain", "align"])]
     asked = [recipe["recover"]["ipc"], labels, teacher, [{k: v for k, v in recipe[part].items() if k not in ASIDE and f"{part}.{k}" in lasting({f"{part}.{k}": v})} for part in parts]]
     code = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:4]
-    by = f"soft labels by {teacher}" if labels == "soft" else "hard labels"
+    kind = recipe["train"]["labels"] if labels == "soft" else "hard"
+    by = {"soft": f"soft labels by {teacher}", "once": f"one soft label each by {teacher}", "hard": "hard labels"}[kind]
     return f"{data_name(recipe)}, {asked[0]} images per class, {by}, {recipe['student']['name']} for {recipe[parts[2]]['epochs']} epochs ({code})"
 
 def data_name(recipe)->str:

@@ -105,16 +105,16 @@ def teaching(operation, config, sizes, images)->list:
 
 # %% ../nbs/practice/42b_plan.ipynb #42b0000f
 def kept_labels(recipe: Recipe, sizes: Sizes)->tuple:
-    "Epochs of soft labels that are stored, and the bytes of each; none where a teacher makes them in the loop."
-    if not recipe.relabel.store: return 0, 0
+    "Epochs of soft labels that are stored, and the bytes of each; none where a teacher makes them for each student, or where only the class is a label."
+    if not recipe.relabel.store or recipe.train.labels == "hard": return 0, 0
     from scdd.relabel import label_size
     return label_size(sizes.classes * recipe.recover.ipc, sizes.classes, sizes.size, recipe.data.name, recipe.train, recipe.relabel)
 
 def label_files(recipe: Recipe, sizes: Sizes)->int:
     "In how many files they lie, which several devices share."
-    if not recipe.relabel.store: return 1
-    from scdd.relabel import SHARD_BYTES
     epochs, each = kept_labels(recipe, sizes)
+    if not epochs: return 1
+    from scdd.relabel import SHARD_BYTES
     return -(-epochs // max(1, int(SHARD_BYTES // each)))
 
 def work_of(recipe: Recipe, sizes: Sizes)->dict:  # {"recover": [Item, …], …}, in the order of a run
@@ -122,18 +122,18 @@ def work_of(recipe: Recipe, sizes: Sizes)->dict:  # {"recover": [Item, …], …
     if recipe.extra.backbones: raise UserError(f"--extra.backbones {' '.join(recipe.extra.backbones)}: scdd plan knows recovery from one network; leave them out")
     if recipe.peer: raise UserError(f"{recipe.name}: images by {recipe.peer.method} are not planned; scdd plan knows the recipes' own recovery")
     images = sizes.classes * recipe.recover.ipc
-    stored = recipe.relabel.store
+    listening = "soft step" if recipe.train.labels == "soft" else "replayed step"  # a teacher looks on in each step, or none does
     same = (recipe.student, recipe.full) == (recipe.network, recipe.supervised)
     epochs, shards = kept_labels(recipe, sizes)[0], label_files(recipe, sizes)
-    labels = [Item("label step", -(-images // recipe.train.batch) * epochs, images * epochs, shards)] if stored else []
+    labels = [Item("label step", -(-images // recipe.train.batch) * epochs, images * epochs, shards)] if epochs else []
     full = [] if same else pretraining("full", "student", recipe.full, sizes, recipe.hard.students, tested=False) + [Item("student forward", 0, recipe.hard.students * sizes.test)]
     everything = {"data": [], "pretrain/ssl": pretraining("ssl", "network", recipe.pretrain, sizes),
                   "pretrain/supervised": pretraining("supervised", "network", recipe.supervised, sizes) + [Item("network forward", 0, sizes.test)],
                   "align/ssl": probing(recipe, sizes), "recover": recovering(recipe, sizes),
                   "relabel": labels + [Item("network forward", 0, images)],
-                  "train/distilled_soft": teaching("replayed step" if stored else "soft step", recipe.train, sizes, images),
+                  "train/distilled_soft": teaching("replayed step" if epochs else listening, recipe.train, sizes, images),
                   "train/distilled_hard": teaching("hard step", recipe.hard, sizes, images),
-                  "train/random_soft": teaching("soft step", recipe.train, sizes, images),
+                  "train/random_soft": teaching(listening, recipe.train, sizes, images),
                   "train/random_hard": teaching("hard step", recipe.hard, sizes, images), "train/full_data": full}
     return {name: everything[name] for name in results_of(recipe)}
 
@@ -454,7 +454,7 @@ def table(recipe: Recipe, sizes: Sizes, costs: dict, devices=1)->str:
     if several: notes.append("pretraining on several devices: an upper limit of what they save")
     lines += ["", f"time        {total / 3600:,.3g} h ({duration(total)}) on one device" + (f", {shared / 3600:,.3g} h ({duration(shared)}) on {devices}" if several else ""),
               f"disk        {sum(stored.values()) / 1e9:,.3g} GB: " + ", ".join(f"{name} {size(amount)}" for name, amount in stored.items()),
-              f"labels      {stored['soft labels']:,} bytes" + ("" if recipe.relabel.store else ", since a teacher makes them in the loop"),
+              f"labels      {stored['soft labels']:,} bytes" + ("" if recipe.relabel.store else {"soft": ", since a teacher makes them in the loop", "once": ", since a teacher makes them before the training", "hard": ""}[recipe.train.labels]),
               f"memory      {size(costs['peak_memory_bytes'])} while this was measured",
               f"measured    {costs['date']} on {costs['device']}, {costs['threads']} threads, in {duration(costs['seconds'])}, commit {costs['commit']}"]
     return "\n".join(lines + [f"note        {note}" for note in notes])

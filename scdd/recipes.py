@@ -13,8 +13,8 @@ from .files import UserError, nearest
 __all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS', 'LATER',
            'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'BELOW_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture',
            'Pretrain', 'Align', 'Recover', 'Extra', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe',
-           'flatten', 'difference', 'lasting', 'complaint', 'exact_labels', 'check', 'override', 'from_dict',
-           'comments', 'grid_recipes', 'recovering']
+           'flatten', 'difference', 'lasting', 'complaint', 'exact_labels', 'check_once', 'check', 'override',
+           'from_dict', 'comments', 'grid_recipes', 'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -141,7 +141,7 @@ class Train:
     "Post-training: the protocol by which a set is judged."
     students: int = 1  # networks trained from scratch, each with its own seed (n)
     sets: Literal["one", "each"] = "one"  # one: all students on one set; each: another random subset per student
-    labels: Literal["soft", "hard"] = "soft"  # the teacher's outputs on each augmented image, or the class
+    labels: Literal["soft", "once", "hard"] = "soft"  # soft: the teacher's outputs on each augmented image; once: those on each image itself, mixed as the images are; hard: the class
     epochs: int = 200  # passes over the set
     batch: int = 64  # images a step
     optimizer: Literal["adamw", "sgd"] = "adamw"  # update rule
@@ -371,6 +371,15 @@ def exact_labels(dtype: str, top: Optional[int])->bool:
     "Whether stored labels are the logits themselves, and all of them."
     return dtype.startswith("float") and top is None
 
+def check_once(part: str,  # of the recipe: train or hard
+               config: Train, relabel: Relabel):
+    "Refuse what does not go with one soft label for each image."
+    if config.labels != "once": return
+    option = f"--{part}.labels once"
+    if part == "hard": raise UserError(f"{option}: the students of this protocol have no teacher; give --train.labels once")
+    if config.loss == "mse_ce": raise UserError(f"{option}: two images are mixed and so are their labels, as shares of the classes; mse_ce compares logits, so give --{part}.loss kl, or --{part}.labels soft")
+    if relabel.teacher_bn == "batch": raise UserError(f"{option}: a label that depends on the batch is no label of the image; give --relabel.teacher_bn running, or --{part}.labels soft")
+
 def check(recipe: Recipe,  # what to look at
          )->Recipe:        # the same
     "Raise `UserError` for the first value that cannot be meant."
@@ -381,6 +390,7 @@ def check(recipe: Recipe,  # what to look at
             if wrong: raise UserError(f"--{part.name}.{name} {getattr(stage, name)}: {wrong}".replace("--peer.", "--"))
     for part in ("train", "hard"):
         if getattr(recipe, part).ema >= 1: raise UserError(f"--{part}.ema {getattr(recipe, part).ema}: must be below 1, or the average stays what the student began with; 0 is no average")
+        check_once(part, getattr(recipe, part), recipe.relabel)
     if recipe.extra.residual and recipe.recover.init == "noise": raise UserError(f"--extra.residual {recipe.extra.residual:g}: images that start from noise have no real patch to be mixed with; add --recover.init patch")
     if recipe.relabel.store and recipe.train.loss == "mse_ce" and not exact_labels(recipe.relabel.dtype, recipe.relabel.top):
         raise UserError("--train.loss mse_ce: compares the logits themselves, which stored labels keep only up to a constant or in part; add --relabel.dtype float16 --relabel.top None, or leave --relabel.store False")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BITS', 'ENCODED', 'FORMAT', 'SHAPING', 'SMALLER', 'FEWEST', 'SHARD_BYTES', 'soft_loss', 'batch_normalised',
            'soft_logits', 'pixels', 'normaliser', 'data_name', 'epoch_order', 'draw_step', 'together', 'labelled',
-           'kept_logits', 'encode', 'in_pairs', 'decode', 'describe', 'stored_step', 'narrow', 'pack', 'label_size',
-           'order_again', 'draws_again', 'draw_mark', 'read_about', 'open_shard', 'SoftLabels', 'open_labels',
-           'store_labels', 'opened', 'begin', 'label_epochs', 'replayed']
+           'kept_logits', 'encode', 'in_pairs', 'decode', 'describe', 'stored_step', 'narrow', 'pack',
+           'shown_to_teacher', 'label_size', 'order_again', 'draws_again', 'draw_mark', 'read_about', 'open_shard',
+           'SoftLabels', 'open_labels', 'store_labels', 'opened', 'begin', 'label_epochs', 'replayed', 'labels_once']
 
 # %% ../nbs/pipeline/08_relabel.ipynb #c92bbf4c
 import contextlib, json, math
@@ -199,11 +199,15 @@ def pack(steps: list,  # of stored_step
 # %% ../nbs/pipeline/08_relabel.ipynb #a08e0004
 SMALLER, FEWEST = 40, 50  # where kept_epochs is 0: how many times smaller than 16-bit logits of every image and epoch, but at least so many epochs
 
+def shown_to_teacher(train: Train)->Train:
+    "The protocol whose images are labelled: the student's own; where labels are made once, one look at each image as it is."
+    return replace(train, epochs=1, augment="usual", mix="none", crop="none", flip=False) if train.labels == "once" else train
+
 def label_size(count, classes, size, data,  # images, classes, side of the images in pixels, name of the data set
                train: Train, relabel: Relabel,
               )->tuple:                     # epochs that are stored, bytes of each
     "How large stored labels will be, without a teacher: a first batch is drawn and packed."
-    indices = count - 1 - torch.arange(min(train.batch, count))
+    train, indices = shown_to_teacher(train), count - 1 - torch.arange(min(train.batch, count))
     step = stored_step(indices, draw_step(indices, size, train, data, 0, 0, 0, "cpu"), torch.zeros(len(indices), classes), train, relabel)
     each = sum(tensor.nbytes for tensor in pack([step])[0].values()) * count / len(indices)
     budget = count * classes * 2 * train.epochs / SMALLER - 1100 - 22 * classes   # labels.json and the heads of the files
@@ -302,6 +306,7 @@ def store_labels(teacher,          # network
                  checkpoint=None,  # folder for the shard in work, where one lasts long
                 )->SoftLabels:
     "Write the teacher's logits for every image of the kept epochs, with what chance decided about it; of several processes each writes some shards."
+    train = shown_to_teacher(train)
     folder, device, saved = Path(folder), pick(device), Checkpoint(Path(checkpoint)/f"process-{rank()}" if checkpoint and ranks() > 1 else checkpoint)
     about = begin(folder, describe(teacher, images_set, train, relabel, seed), train, relabel, device)
     if from_first(about["finished"] and all((folder/shard["file"]).exists() for shard in about["shards"])): return opened(folder)
@@ -356,3 +361,15 @@ def replayed(labels: SoftLabels, images, epoch, start=0):  # yields what `labell
         indices, drawn, logits = labels[epoch, step]
         indices, logits, drawn = indices.to(images.device), logits.to(images.device), {name: value.to(images.device) for name, value in drawn.items()}
         yield step, indices, drawn, apply_student(to_float(images[indices]), drawn), logits
+
+# %% ../nbs/pipeline/08_relabel.ipynb #0b8e3202
+def labels_once(teacher,      # network, or SoftLabels that were stored for this
+                images,       # N×C×H×W uint8 on the device
+                images_set,   # SyntheticSet or ImageData that they come from
+                train: Train, relabel: Relabel, device,
+               )->torch.Tensor: # N×classes logits, in the order of the images
+    "What the teacher says of each image as it is."
+    looks = replayed(teacher, images, 0) if isinstance(teacher, SoftLabels) else labelled(teacher, images, images_set, shown_to_teacher(train), relabel, 0, 0, device)
+    found = torch.full((len(images), len(images_set.classes)), float("nan"), device=device)
+    for _, indices, _, _, logits in looks: found[indices] = logits
+    return found

@@ -8,14 +8,14 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'SHARED', 'ENDED', 'EXPERIMENTS', 'CO
            'wait', 'assist', 'gone', 'readable', 'batch_option', 'say', 'duration', 'weight', 'copy', 'claim',
            'version', 'locked', 'hold', 'Work', 'make_data', 'make_pretrain', 'make_backbone', 'make_align',
            'store_network', 'make_recover', 'with_extra', 'make_more', 'splits', 'make_peer', 'store_images',
-           'make_relabel', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data', 'steps', 'weighed',
-           'wanted', 'run', 'meet', 'stopped', 'in_order', 'check_batches', 'preview', 'check_networks', 'complete',
-           'same_images', 'conclude', 'report_of', 'typed', 'unusual', 'with_peer', 'as_plain', 'sizes', 'curves',
-           'summary', 'grid', 'in_turn', 'prepare', 'grid_row', 'sweep', 'swept', 'cells_of', 'short', 'rounded',
-           'as_markdown', 'chart', 'write_table', 'compare', 'apart', 'compare_row', 'experiment', 'check_experiment',
-           'about_experiments', 'own_options', 'usage', 'options', 'parse', 'usual_config', 'nearest_option',
-           'value_of', 'quietly', 'unboxed', 'plainly', 'recipes', 'show', 'command', 'axes_of', 'start',
-           'default_folder', 'judge', 'bench', 'failed', 'main']
+           'make_relabel', 'stores', 'kept_line', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data',
+           'steps', 'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order', 'check_batches', 'preview',
+           'check_networks', 'complete', 'same_images', 'conclude', 'report_of', 'typed', 'unusual', 'with_peer',
+           'as_plain', 'sizes', 'curves', 'summary', 'grid', 'in_turn', 'prepare', 'grid_row', 'sweep', 'swept',
+           'cells_of', 'short', 'rounded', 'as_markdown', 'chart', 'write_table', 'compare', 'apart', 'compare_row',
+           'experiment', 'check_experiment', 'about_experiments', 'own_options', 'usage', 'options', 'parse',
+           'usual_config', 'nearest_option', 'value_of', 'quietly', 'unboxed', 'plainly', 'recipes', 'show', 'command',
+           'axes_of', 'start', 'default_folder', 'judge', 'bench', 'failed', 'main']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, io, itertools, json, os, re, shlex, shutil, signal, subprocess, sys, tempfile, time
@@ -387,11 +387,20 @@ def make_relabel(work, folder, kept):
     recipe, made = work.recipe, work.distilled
     teacher = work.network(TEACHER[recipe.relabel.teacher])
     facts = {"teacher": recipe.relabel.teacher, "agreement": agreement(teacher, made)}
-    if recipe.relabel.store:
+    if stores(recipe):
         from scdd.relabel import store_labels
         facts["kept_epochs"] = len(store_labels(teacher, made, recipe.train, recipe.relabel, work.seed, work.device, kept/"labels", kept/"shard"))
         if is_first(): os.replace(kept/"labels", folder/"labels")
-    return facts, f"relabel by the {recipe.relabel.teacher} network: it names {100 * facts['agreement']:.0f} % of the images as intended" + (f"; {facts['kept_epochs']} of {recipe.train.epochs} epochs stored" if recipe.relabel.store else "")
+    return facts, f"relabel by the {recipe.relabel.teacher} network: it names {100 * facts['agreement']:.0f} % of the images as intended" + kept_line(recipe, facts)
+
+def stores(recipe)->bool:
+    "Whether labels go to disk: not where the students hear the class alone."
+    return recipe.relabel.store and recipe.train.labels != "hard"
+
+def kept_line(recipe, facts)->str:
+    "What is stored, in words."
+    if not stores(recipe): return ""
+    return "; one label of each image stored" if recipe.train.labels == "once" else f"; {facts['kept_epochs']} of {recipe.train.epochs} epochs stored"
 
 def agreement(teacher, made)->float:
     "The share of the images that the teacher puts into the class they were made for."
@@ -429,8 +438,7 @@ def as_learned(recipe, made, test, config):
 
 def teacher_of(work, which):
     "Who labels these images: a network, or what it wrote down about the distilled ones."
-    relabel = work.recipe.relabel
-    if not (relabel.store and which == "distilled"): return work.network(TEACHER[relabel.teacher])
+    if not (stores(work.recipe) and which == "distilled"): return work.network(TEACHER[work.recipe.relabel.teacher])
     from scdd.relabel import open_labels
     return open_labels(work.folder/"relabel"/"labels")
 
@@ -823,7 +831,7 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "teacher": (Optional[str], None, "file of the network that a decoupled method makes its images with, or that gives soft labels to what is evaluated; trained where not given"),
        "learned": (str, "used", "used or ignored: the step size, the whitening and the labels that come with a method's images, for students with hard labels"),
        "methods": (tuple[str, ...], (), "the methods to compare; all of `scdd distill` where not given"),
-       "protocol": (tuple[str, ...], (), "train and hard (the recipe's own; both where nothing is given), or those of papers: scdd, sre2l, strong, dc, dsa, rded, gvbsm, edc, fadrm"),
+       "protocol": (tuple[str, ...], (), "train and hard (the recipe's own; both where nothing is given), once (train, with one soft label for each image), or those of papers: scdd, sre2l, strong, dc, dsa, rded, gvbsm, edc, fadrm"),
        "devices": (int, 1, "devices that share the work"),
        "costs": (Optional[str], None, "file of costs that `scdd plan --save` wrote, perhaps on another machine; measured here where not given"),
        "save": (Optional[str], None, "JSON file for the costs, and for what --against found"),

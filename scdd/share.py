@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from .data import ImageData, class_folder, class_folders, decode_all, images_in, mean_std, pixel_moments, random_rows
 from .files import UserError, fingerprint, nearest, read_json, write_json, writing
-from .recipes import PROTOCOLS, Peer, Recipe, Train, flatten, from_dict
+from .recipes import PROTOCOLS, Peer, Recipe, Train, check_once, flatten, from_dict
 from .recover import SyntheticSet, load_set, save_set, to_pil
 from .run import TEACHER, Work, as_learned, claim, complete, elsewhere, is_first, key, locked, meet, once, say, typed, wait
 
@@ -240,15 +240,16 @@ def read_table(base: Path)->list:
     return []
 
 # %% ../nbs/practice/46_share.ipynb #46000023
-def protocols(names,           # train and hard: the recipe's own; or scdd, sre2l, dc, … of PROTOCOLS
+def protocols(names,           # train and hard: the recipe's own; once: train with one soft label for each image; or scdd, sre2l, dc, … of PROTOCOLS
               recipe: Recipe,
               words=(),        # options that were typed, such as train.epochs
              )->dict:          # name: Train
     "The protocols that are asked for; the recipe's own two where none is."
-    own, chosen = {"train": recipe.train, "hard": recipe.hard}, {}
-    for name in names or own:
+    own, chosen = {"train": recipe.train, "hard": recipe.hard, "once": replace(recipe.train, labels="once")}, {}
+    for name in names or ("train", "hard"):
         if name not in (*own, *PROTOCOLS): raise UserError(f"--protocol {name}: there is no such protocol{nearest(name, (*own, *PROTOCOLS))}")
         chosen[name] = own.get(name) or adapted(PROTOCOLS[name], recipe, words)
+        check_once("train", chosen[name], recipe.relabel)
     return chosen
 
 def adapted(config: Train, recipe: Recipe, words=())->Train:
@@ -304,7 +305,7 @@ def score(place,           # a set, as `load_any` takes it
     random_like(work.train, made); build(recipe.student, work.train, 0)
     with locked(folder):
         claim(folder, recipe, work.seed); wait()
-        soft = any(config.labels == "soft" for config in chosen.values())
+        soft = any(config.labels != "hard" for config in chosen.values())
         leader, who = labeller(work, reuse, teacher) if soft else (None, "")
         relabel = replace(recipe.relabel, store=False, teacher=who if who in TEACHER else recipe.relabel.teacher)
         rows = [scored(work, made, name, config, leader, who, relabel) for name, config in chosen.items()]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'STYLE', 'make_optimizer', 'learning_rate', 'hard_loss', 'squared_loss', 'finite', 'state', 'restore',
-           'own_labels', 'check_labels', 'Student', 'followed', 'train_student', 'summary', 'evaluate', 'recorded',
-           'record', 'summed_up', 'describe_students', 'curve_picture', 'train_full', 'git_commit', 'commit', 'version',
-           'provenance', 'Report', 'percent', 'size', 'duration', 'contact_sheet', 'accuracy_picture', 'table',
-           'picture', 'protocol', 'lead', 'page']
+           'own_labels', 'mixed_logits', 'check_labels', 'Student', 'followed', 'train_student', 'summary', 'evaluate',
+           'recorded', 'record', 'summed_up', 'describe_students', 'curve_picture', 'train_full', 'git_commit',
+           'commit', 'version', 'provenance', 'Report', 'percent', 'size', 'duration', 'contact_sheet',
+           'accuracy_picture', 'table', 'picture', 'protocol', 'lead', 'page']
 
 # %% ../nbs/pipeline/09_train.ipynb #40da4414
 import html, importlib.metadata, importlib.util, json, math, os, platform, statistics, subprocess, time
@@ -24,8 +24,8 @@ from .models import build
 from .processes import from_first, mine, rank, ranks, together
 from .plot import as_pixels, bars, figure, show
 from .pretrain import follower, update_ema
-from .recipes import Architecture, Pretrain, Relabel, Train, exact_labels
-from .relabel import SoftLabels, fingerprint, labelled, pixels, replayed, soft_loss
+from .recipes import Architecture, Pretrain, Relabel, Train, check_once, exact_labels
+from .relabel import SoftLabels, fingerprint, labelled, labels_once, pixels, replayed, shown_to_teacher, soft_loss
 
 # %% ../nbs/pipeline/09_train.ipynb #c43d9521
 def make_optimizer(network, config: Train):
@@ -79,14 +79,23 @@ def own_labels(images_set, config: Train, device)->torch.Tensor:
     "N×C probabilities for a student without a teacher: the class, or the labels that came with the set."
     own = getattr(images_set, "soft_labels", None)
     if config.labels == "hard": return nn.functional.one_hot(torch.tensor(images_set.labels), len(images_set.classes)).float().to(device)
-    if own is None: raise UserError("train.labels soft: there is no teacher and the set brings no soft labels; give a teacher, or set train.labels hard")
+    if own is None: raise UserError(f"train.labels {config.labels}: there is no teacher and the set brings no soft labels; give a teacher, or set train.labels hard")
     own = torch.tensor(own).float().to(device)
     return own if (own >= 0).all() and torch.allclose(own.sum(1), torch.ones(len(own), device=device), atol=1e-4) else own.softmax(1)
+
+# %% ../nbs/pipeline/09_train.ipynb #0b8e3302
+def mixed_logits(logits,       # B×K: what the teacher said of each image of the batch
+                 drawn: dict,  # how the images are mixed
+                 temperature,
+                )->torch.Tensor: # B×K
+    "Logits of mixed images: softened, they are the mixture of the softened labels of both."
+    if "permutation" not in drawn: return logits
+    return temperature * mix_labels((logits / temperature).softmax(1), drawn).clamp(min=1e-30).log()
 
 # %% ../nbs/pipeline/09_train.ipynb #c7d9f0bb
 def check_labels(labels: SoftLabels, images_set, config: Train):
     "Refuse stored labels that belong to other images or to another protocol."
-    about, where = labels.about, labels.folder
+    about, where, config = labels.about, labels.folder, shown_to_teacher(config)
     if about["set"] != fingerprint(images_set.images, images_set.labels): raise UserError(f"{where}: these labels were written for other images; store them again for this set")
     if about["train"]["epochs"] < config.epochs: raise UserError(f"{where}: holds labels for a training of {about['train']['epochs']} epochs, and this one lasts {config.epochs}; lower train.epochs or store more")
     different = [key for key, value in about["train"].items() if key not in ("epochs", "precision") and value != getattr(config, key)]
@@ -131,12 +140,17 @@ def train_student(images_set,             # SyntheticSet, or ImageData for real 
     if len(images) == 1 and not lone: raise UserError(f"{title}: one image alone cannot train a network with BatchNorm; use more images or train.student.norm instance")
     if isinstance(teacher, SoftLabels): check_labels(teacher, images_set, config)
     elif teacher is not None: teacher = teacher.to(device, memory_format=torch.channels_last).eval()
-    targets = own_labels(images_set, config if teacher is None else replace(config, labels="hard"), device) if teacher is None or config.loss == "mse_ce" else None
+    known = targets = None
+    if config.labels == "once" and teacher is not None:
+        check_once("train", config, relabel)
+        known, teacher = labels_once(teacher, images, images_set, config, relabel, device), None
+    elif teacher is None or config.loss == "mse_ce": targets = own_labels(images_set, config if teacher is None else replace(config, labels="hard"), device)
     def batches_of(epoch, start):
         if isinstance(teacher, SoftLabels): return replayed(teacher, images, epoch, start)
         return labelled(teacher, images, images_set, config, relabel, seed, epoch, device, start, lone)
     def loss_of(views, indices, drawn, logits):
         with autocast(device, config.precision): said = network(views.contiguous(memory_format=torch.channels_last))
+        if known is not None: logits = mixed_logits(known[indices], drawn, config.temperature)
         if logits is None: return hard_loss(said, mix_labels(targets[indices], drawn))
         if config.loss == "mse_ce": return squared_loss(said, logits, mix_labels(targets[indices], drawn), config.hard_weight)
         return soft_loss(said, logits, config.temperature, config.temperature_squared)
@@ -405,12 +419,14 @@ def protocol(config: dict, relabel: dict)->str:
     tested = f", tested by a moving average of the weights that keeps {config['ema']:g} at each step" if config.get("ema") else ""
     text = f"{config['students']} student{'s' * (config['students'] > 1)} on {'one set' if config['sets'] == 'one' else 'a set each'}, {config['epochs']} epochs in batches of {config['batch']}, {config['optimizer']} at {config['learning_rate']:g} with {rate}, weight decay {config['weight_decay']:g}; {shown}{tested}."
     if config["labels"] == "hard": return "Hard labels: " + text
+    once = config["labels"] == "once"
     kept = relabel.get("kept_epochs"); epochs = {None: "all epochs", 0: "at most the epochs that fit into a fortieth of the bytes of 16-bit logits, or 50, in turn"}.get(kept, f"at most {kept} epochs, in turn")
-    stored = f"stored in {relabel['dtype']} ({epochs}{', at most the ' + str(relabel['top']) + ' largest of a row' if relabel.get('top') else ''})"
+    stored = f"stored in {relabel['dtype']} ({'once' if once else epochs}{', at most the ' + str(relabel['top']) + ' largest of a row' if relabel.get('top') else ''})"
     compared = f"at temperature {config['temperature']:g}{' with the loss times its square' if config['temperature_squared'] else ''}"
     if config.get("loss") == "mse_ce": compared = f"by the squared distance of logits and {config['hard_weight']:g} times the cross-entropy with the class"
     bn = "its running" if relabel["teacher_bn"] == "running" else "the batch's"
-    return f"Soft labels of the {'self-supervised' if relabel['teacher'] == 'ssl' else relabel['teacher']} teacher with {bn} BatchNorm statistics, {stored if relabel['store'] else 'made while the student trains'}, {compared}: " + text
+    what, made = ("One soft label for each image, by", "made before the student trains") if once else ("Soft labels of", "made while the student trains")
+    return f"{what} the {'self-supervised' if relabel['teacher'] == 'ssl' else relabel['teacher']} teacher with {bn} BatchNorm statistics, {stored if relabel['store'] else made}, {compared}: " + text
 
 def lead(report: Report)->str:
     "The result in a sentence."

@@ -54,6 +54,8 @@ def test_what_else_a_recipe_may_ask_for():
     count = lambda values, name, base=DIGITS: {item.operation: (item.steps, item.images) for item in work_of(override(base, values), sizes_of(base.data))[name]}
     assert count({"relabel.store": True, "train.students": 2}, "train/distilled_soft")["replayed step"] == (2 * 700, 2 * 10_000)
     assert count({"relabel.store": True}, "relabel")["label step"] == (350, 5000) and count({"relabel.store": True, "relabel.kept_epochs": None}, "relabel")["label step"] == (700, 10_000) and "soft step" in count({"relabel.store": True}, "train/random_soft")
+    assert count({"train.labels": "once"}, "train/random_soft") == count({"train.labels": "hard"}, "train/distilled_soft") == {"replayed step": (700, 10_000), "student forward": (0, 500)}   # no teacher in the loop
+    assert count({"train.labels": "once", "relabel.store": True}, "relabel")["label step"] == (7, 100) and "label step" not in count({"train.labels": "hard", "relabel.store": True}, "relabel")
     assert count({"recover.init": "patch"}, "recover")["class of patches"] == (10, 500)
     assert count({"recover.ipc": 25}, "recover")["recovery step"] == (3 * 300, 75_000 + 0 * 1) and count({"recover.arrange": "single"}, "recover")["recovery step"] == (10 * 300, 30_000)
     assert count({"pretrain.measure_every": 0}, "pretrain/ssl") == {"ssl step": (200, 51_200)}
@@ -82,7 +84,7 @@ def test_sizes_of_a_folder_are_its_own(tmp_path):
     assert sizes_of(Data(str(tmp_path/"pets"))) == Sizes(6, 4, 2, 3, 20)
     assert sizes_of(Data("digits")) == Sizes(*(lambda train, test: (len(train), len(test), len(train.classes), train.channels, train.size))(*(__import__("scdd.data").data.load("digits", split) for split in ("train", "test"))))
 
-@pytest.mark.parametrize("values", [{"relabel.dtype": "float16"}, {"relabel.dtype": "float32", "train.mix": "none", "train.crop": "resized"}, {"train.flip": True, "train.batch": 4}])
+@pytest.mark.parametrize("values", [{"relabel.dtype": "float16"}, {"train.labels": "once"}, {"relabel.dtype": "float32", "train.mix": "none", "train.crop": "resized"}, {"train.flip": True, "train.batch": 4}])
 def test_label_bytes_are_those_that_are_written(tmp_path, values):
     from scdd.data import load, random_subset
     from scdd.models import build
@@ -90,7 +92,7 @@ def test_label_bytes_are_those_that_are_written(tmp_path, values):
     recipe = override(DIGITS, {"relabel.store": True, "recover.ipc": 1, "train.epochs": 3} | values); data = load("digits")
     stored = store_labels(build(recipe.network, data, 0), random_subset(data, 1), recipe.train, recipe.relabel, device="cpu", folder=tmp_path/"labels")
     assert 0 <= stored.nbytes - label_bytes(recipe, KNOWN["digits"]) < 2000  # the names of the tensors
-    assert label_bytes(override(recipe, {"relabel.store": False}), KNOWN["digits"]) == 0
+    assert label_bytes(override(recipe, {"relabel.store": False}), KNOWN["digits"]) == label_bytes(override(recipe, {"train.labels": "hard"}), KNOWN["digits"]) == 0
     assert disk(recipe, KNOWN["digits"], fake(recipe))["networks"] == 3000 and disk(DIGITS, KNOWN["digits"], fake(DIGITS))["distilled images"] == 100 * 256
 
 def test_another_method_is_not_planned():

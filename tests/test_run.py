@@ -144,6 +144,7 @@ def test_keys_follow_the_plan():
     assert changed_by({"relabel.teacher_bn": "batch"}) == {"relabel", "train/distilled_soft", "train/random_soft"}
     assert changed_by({"relabel.teacher": "supervised"}) == {"relabel", "train/distilled_soft", "train/random_soft"}
     assert changed_by({"relabel.dtype": "float32"}) == changed_by({"relabel.store": True}) == {"relabel", "train/distilled_soft"}  # the random images' labels are never stored
+    assert changed_by({"train.labels": "once"}) == changed_by({"train.labels": "hard"}) == {"relabel", "train/distilled_soft", "train/random_soft"}
     assert changed_by({"full.epochs": 7}) == {"train/full_data"}
     assert changed_by({"data.classes": 4}) == set(plan(DIGITS))
     assert all(key(name, DIGITS, 0, "f") != key(name, DIGITS, 1, "f") and key(name, DIGITS, 0, "f") != key(name, DIGITS, 0, "g") for name in plan(DIGITS))
@@ -235,6 +236,16 @@ def test_a_sweep_of_labels_says_what_they_weigh(straw, tmp_path, monkeypatch):
     rows = sweep(DIGITS, {"relabel.store": (False, True)}, tmp_path)
     assert [row["kB of labels"] for row in rows] == [4.321, 4.321]
     assert "kB of labels" not in sweep(DIGITS, {"recover.r_bn": (0.0,)}, tmp_path/"other")[0]
+
+def test_a_sweep_of_kinds_of_labels_stores_what_each_needs(tmp_path, capsys):
+    small = {"network.width": 4, "student.width": 4, "pretrain.epochs": 1, "supervised.epochs": 1, "full.epochs": 1, "align.epochs": 1, "recover.steps": 2, "relabel.store": True, "train.epochs": 3, "hard.epochs": 1}
+    rows = sweep(override(DIGITS, small), {"train.labels": ("hard", "once", "soft")}, tmp_path)
+    said, size = capsys.readouterr().out, [row["kB of labels"] for row in rows]
+    assert [row["train.labels"] for row in rows] == ["hard", "once", "soft"] and size[0] == 0 and 0 < size[1] < size[2]
+    assert [(tmp_path/"sweep"/name/"relabel"/"labels").is_dir() for name in ("hard", "once", "soft")] == [False, True, True]
+    assert said.count("; one label of each image stored") == 1 and said.count("; 3 of 3 epochs stored") == 1
+    assert size[1] * 1000 == sum(path.stat().st_size for path in (tmp_path/"sweep/once/relabel/labels").iterdir())
+    assert "Hard labels: " in (tmp_path/"sweep/hard/report.html").read_text() and "One soft label for each image, by the self-supervised teacher" in (tmp_path/"sweep/once/report.html").read_text()
 
 def tiny_tree(folder):
     "A tree of three class folders with four grey 8×8 images each."

@@ -1,6 +1,6 @@
 "Sets that are given away and sets that come from strangers: the same pixels, labels and classes on both sides, no pickles, one line for what is wrong, and scores that resume."
 import csv, json, pickle, shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import numpy as np
 import pytest, torch, yaml
 from conftest import QUICK
@@ -194,6 +194,9 @@ def test_protocols_are_the_recipes_or_those_of_papers():
     assert list(found) == ["hard", *(name for name in PROTOCOLS if name != "hard")] and found["hard"] == recipe.hard
     assert found["strong"] == override(DIGITS, {}).train.__class__(**vars(PROTOCOLS["strong"]) | {"epochs": 7, "students": 2, "crop_padding": 1, "flip": False})
     assert (found["dsa"].epochs, found["dsa"].learning_rate, found["dsa"].augment) == (1000, 0.5, "dsa")
+    assert protocols(("once", "train"), recipe) == {"once": replace(recipe.train, labels="once"), "train": recipe.train}
+    assert protocols(("sre2l",), override(DIGITS, {"train.labels": "once"}), ["train.labels"])["sre2l"] == replace(protocols(("sre2l",), DIGITS)["sre2l"], labels="once")
+    with pytest.raises(UserError, match="--train.labels once: .*give --train.loss kl"): protocols(("edc",), override(DIGITS, {"train.labels": "once"}), ["train.labels"])
     photographs = protocols(list(PROTOCOLS), RECIPES["cifar100-strong"])
     for name in PROTOCOLS: assert vars(photographs[name]) | {"students": 1} == vars(PROTOCOLS[name]), name
 
@@ -223,8 +226,10 @@ def test_evaluate_from_the_command_line_and_again(strangers, tmp_path, capsys, m
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines()[-5:] == first.splitlines()[-5:] and {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == before
     monkeypatch.undo()
+    assert main([*words, "--protocol", "once"]) == 0 and "| once | once, supervised teacher |" in capsys.readouterr().out   # beside the others in one table
+    assert "One soft label for each image, by the supervised teacher" in (out/"evaluate.html").read_text(encoding="utf-8")
     assert main([*words, "--protocol", "dc"]) == 0                 # added; its 300 epochs are 2, since that was typed
-    assert [row["protocol"] for row in read_json(out/"evaluate.json")["rows"]] == ["train", "hard", "dc"] and read_json(out/"evaluate.json")["rows"][:2] == found["rows"] and read_json(out/"evaluate.json")["rows"][2]["config"]["epochs"] == 2
+    assert [row["protocol"] for row in read_json(out/"evaluate.json")["rows"]] == ["train", "hard", "once", "dc"] and read_json(out/"evaluate.json")["rows"][:2] == found["rows"] and read_json(out/"evaluate.json")["rows"][3]["config"]["epochs"] == 2
     capsys.readouterr(); assert main(["show", str(out)]) == 0 and "| dc | hard |" in capsys.readouterr().out
 
 def test_another_set_in_the_same_folder_is_refused(strangers, tmp_path, capsys):

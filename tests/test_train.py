@@ -41,10 +41,10 @@ def test_hard_loss_of_mixed_labels():
     entropy = torch.nn.functional.cross_entropy
     torch.testing.assert_close(hard_loss(logits, 0.3 * one_hot(a, 5) + 0.7 * one_hot(b, 5)), 0.3 * entropy(logits, a) + 0.7 * entropy(logits, b))
 
-@pytest.mark.parametrize("kind", ["hard", "soft", "batch", "ema", "dsa", "mse_ce"])
+@pytest.mark.parametrize("kind", ["hard", "soft", "once", "batch", "ema", "dsa", "mse_ce"])
 def test_goes_on_exactly_after_a_kill(few, test_data, teacher, tmp_path, monkeypatch, kind):
     config, who, relabel = (HARD, None, Relabel()) if kind == "hard" else (SOFT, teacher, Relabel(teacher_bn="batch" if kind == "batch" else "running"))
-    config = replace(config, **{"ema": dict(ema=0.9), "dsa": dict(augment="dsa"), "mse_ce": dict(loss="mse_ce")}.get(kind, {}))
+    config = replace(config, **{"ema": dict(ema=0.9), "dsa": dict(augment="dsa"), "mse_ce": dict(loss="mse_ce"), "once": dict(labels="once")}.get(kind, {}))
     whole = train_student(few, SMALL, config, 1, "cpu", who, relabel, test_data)
     class Dying(module.Checkpoint):
         def save(self, state, force=False):
@@ -186,3 +186,58 @@ def test_soft_labels_without_a_teacher(few):
 
 def test_a_set_each_needs_a_function(few, test_data):
     with pytest.raises(UserError, match="train.sets each"): evaluate(few, SMALL, replace(HARD, sets="each"), 0, "cpu", test=test_data)
+
+# --- one label for each image -------------------------------------------------------------------------------------------
+
+ONCE = replace(SOFT, labels="once")
+
+def test_mixed_logits_by_hand():
+    from scdd.train import mixed_logits
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0]]); drawn = {"permutation": torch.tensor([1, 0]), "weight": torch.tensor(0.75)}
+    shares = (logits / 4).softmax(1)
+    torch.testing.assert_close((mixed_logits(logits, drawn, 4.0) / 4).softmax(1), torch.stack([0.75 * shares[0] + 0.25 * shares[1], 0.75 * shares[1] + 0.25 * shares[0]]))
+    assert mixed_logits(logits, {"crop": None}, 4.0) is logits
+    assert mixed_logits(100 * logits, drawn, 0.1).isfinite().all()   # shares that are 0 in 32 bits
+
+def test_one_label_each_is_the_soft_label_where_nothing_is_changed(few, teacher):
+    still = dict(mix="none", crop="none", flip=False)
+    soft, once = (train_student(few, SMALL, replace(config, **still), 1, "cpu", teacher) for config in (SOFT, ONCE))
+    for a, b in zip(weights(soft), weights(once)): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert not same(train_student(few, SMALL, SOFT, 1, "cpu", teacher), train_student(few, SMALL, ONCE, 1, "cpu", teacher))   # and another one where they are
+
+def test_the_teacher_of_one_label_each_looks_once(few, teacher, monkeypatch):
+    seen = []; teacher.register_forward_hook(hook := lambda network, images, out: seen.append(images[0].clone())); handle = list(teacher._forward_hooks)[-1]
+    losses = []; monkeypatch.setattr(module, "soft_loss", lambda said, known, *rest: losses.append(known) or module.nn.functional.mse_loss(said, known))
+    try: train_student(few, SMALL, replace(ONCE, mix="none"), 1, "cpu", teacher)
+    finally: del teacher._forward_hooks[handle]
+    seen = torch.cat(seen); assert len(seen) == 30 and len(losses) == 3 * 4
+    own = torch.tensor(np.array(few.images)).float() / 255
+    assert sorted(map(float, seen.sum((1, 2, 3)))) == pytest.approx(sorted(map(float, own.sum((1, 2, 3)))), rel=1e-6)          # each image as it is
+    rows = lambda some: sorted(some.flatten(1).mean(1).tolist())
+    for epoch in range(3): assert rows(torch.cat(losses[4 * epoch:4 * epoch + 4])) == pytest.approx(rows(teacher(own)), abs=1e-5)   # and its label in every epoch
+
+@pytest.mark.parametrize("dtype", ["float32", "uint4"])
+def test_one_label_each_from_disk(few, teacher, tmp_path, dtype):
+    from scdd.relabel import labels_once, pixels, store_labels
+    relabel = Relabel(dtype=dtype); stored = store_labels(teacher, few, ONCE, relabel, 0, "cpu", tmp_path)
+    assert len(stored) == 1 and stored.about["train"]["mix"] == "none"
+    for who in (teacher, stored): assert torch.isfinite(labels_once(who, pixels(few, "cpu"), few, ONCE, relabel, "cpu")).all()
+    now, then = (train_student(few, SMALL, ONCE, 1, "cpu", who, relabel) for who in (teacher, stored))
+    assert same(now, then) == (dtype == "float32")
+    with pytest.raises(UserError, match="a training of 1 epochs, and this one lasts 3"): train_student(few, SMALL, SOFT, 1, "cpu", stored)
+    store_labels(teacher, few, SOFT, relabel, 0, "cpu", tmp_path/"views")
+    with pytest.raises(UserError, match=r"stored with another train.mix \(cutmix, not none\)"): train_student(few, SMALL, ONCE, 1, "cpu", module.SoftLabels(tmp_path/"views"))
+
+@pytest.mark.parametrize("changed, relabel, words", [(dict(loss="mse_ce"), Relabel(), "give --train.loss kl"), ({}, Relabel(teacher_bn="batch"), "give --relabel.teacher_bn running")])
+def test_one_label_each_refuses_what_does_not_go_with_it(few, teacher, changed, relabel, words):
+    with pytest.raises(UserError, match=f"--train.labels once: .*{words}"): train_student(few, SMALL, replace(ONCE, **changed), 1, "cpu", teacher, relabel)
+
+def test_one_label_each_without_a_teacher(few):
+    with pytest.raises(UserError, match="train.labels once: there is no teacher"): train_student(few, SMALL, ONCE, device="cpu")
+    own = np.eye(10, dtype=np.float32)[few.labels]; made = SyntheticSet(np.array(few.images), np.array(few.labels), few.classes, few.mean, few.std, {}, soft_labels=own)
+    assert same(train_student(made, SMALL, ONCE, device="cpu"), train_student(made, SMALL, SOFT, device="cpu"))   # the set's own labels are one each
+
+def test_a_protocol_says_that_there_is_one_label_each():
+    from dataclasses import asdict
+    assert protocol(asdict(ONCE), asdict(Relabel())).startswith("One soft label for each image, by the self-supervised teacher with its running BatchNorm statistics, made before the student trains, at temperature 4: ")
+    assert "stored in uint4 (once, at most the 16 largest of a row)" in protocol(asdict(ONCE), asdict(Relabel(store=True)))
