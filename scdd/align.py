@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .augment import augment_supervised
-from .data import ImageData, batches, to_device, to_float
+from .data import ImageData, batches, by_rows, to_device, to_float
 from .device import autocast, generator, pick, replaying, within_memory
 from .files import Checkpoint, UserError, progress
 from .models import Network
@@ -81,8 +81,8 @@ def head_optimizer(head, config):
 # %% ../nbs/pipeline/05_align.ipynb #17eac6c6
 def feature_batches(network, data, config, seed, device, begin=lambda: None):  # begin: called before each step
     "A function from an epoch to its batches: cached features, or those of freshly augmented images."
-    images, labels = to_device(data, device)
-    cached = None if config.augment else collect(network, images, device)
+    images, labels = by_rows(data, device)
+    cached = None if config.augment else collect(network, to_device(data, "cpu")[0], device)
     steps = -(-len(data) // config.batch)
     def epoch(number):
         order = batches(len(data), config.batch, generator(device, seed, "align", "order", number))
@@ -91,7 +91,7 @@ def feature_batches(network, data, config, seed, device, begin=lambda: None):  #
             if cached is not None: features = cached[chosen]
             else:
                 random = generator(device, seed, "align", "augment", number, step)
-                with torch.no_grad(), autocast(device): features = network.features(augment_supervised(images[chosen], data.name, random)).float()
+                with torch.no_grad(), autocast(device): features = network.features(augment_supervised(images(chosen), data.name, random)).float()
             yield features, labels[chosen], rate(config, (number + step / steps) / config.epochs)
     return epoch
 

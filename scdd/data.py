@@ -9,8 +9,8 @@ __all__ = ['EXTENSIONS', 'LAYOUT', 'FULL_LOOK', 'ABOUT', 'NAMES', 'FOLDERS', 'DO
            'read_table', 'decode', 'open_image', 'agree', 'decode_block', 'decode_all', 'in_order', 'worker_pool',
            'follow_parent', 'write_pixels', 'quick_state', 'full_state', 'prepared', 'read_about', 'writable',
            'forget_old', 'data_root', 'find', 'layout', 'find_known', 'available', 'folder_source', 'read_listing',
-           'download_source', 'read_cifar', 'cifar', 'hold_out', 'load', 'load_files', 'to_device', 'to_float',
-           'batches', 'random_rows', 'random_subset', 'class_folder']
+           'download_source', 'read_cifar', 'cifar', 'hold_out', 'load', 'load_files', 'to_device', 'room', 'by_rows',
+           'to_float', 'batches', 'random_rows', 'random_subset', 'class_folder']
 
 # %% ../nbs/pipeline/01_data.ipynb #b7efc99d
 import ctypes, fnmatch, functools, hashlib, http.client, multiprocessing, os, re, signal, socket, sys, tarfile, time
@@ -544,6 +544,18 @@ def to_device(data: ImageData,  # any
     images = np.ascontiguousarray(data.images)
     if not images.flags.writeable: images = images.copy()
     return torch.from_numpy(images).to(device), torch.tensor(data.labels).to(device)
+
+# %% ../nbs/pipeline/01_data.ipynb #36d00002
+def room(device)->float:
+    "Bytes that the images of a training set may take on a device: half of what is free on a CUDA device, elsewhere any number."
+    return torch.cuda.mem_get_info(device)[0] / 2 if torch.device(device).type == "cuda" else float("inf")
+
+def by_rows(data: ImageData,  # any
+            device="cpu",     # where the rows are wanted
+           )->tuple:          # a function from an index tensor to uint8 images, and all labels; both on the device
+    "Images by their rows: out of the device's memory where there is room for all of them, else fetched from the host."
+    if data.images.nbytes <= room(device): images, labels = to_device(data, device); return images.__getitem__, labels
+    return lambda rows: torch.from_numpy(data.images[rows.cpu().numpy()]).to(device), torch.tensor(data.labels).to(device)
 
 # %% ../nbs/pipeline/01_data.ipynb #53d8e1bd
 def to_float(images: torch.Tensor,  # uint8

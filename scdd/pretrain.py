@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .augment import augment_supervised, views
-from .data import batches, to_device, to_float
+from .data import batches, by_rows, to_device, to_float
 from .device import autocast, generator, pick, replaying, within_memory
 from .files import Checkpoint, UserError, nearest, progress
 from .processes import alone, average, divisible, from_first, joined, one_device, rank, ranks, share, synced
@@ -226,7 +226,7 @@ def pretrain(data,              # ImageData, the training split
     "Train the network that will hold the data set."
     check_config(config, data); device, begun, config = pick(device), time.monotonic(), fitted(config, len(data))
     if device.type == "cuda" and ranks() > 1 and one_device(): raise UserError("pretrain: processes that share one device cannot share a batch; pretrain and align with one process first, then start several for images and students")
-    images, labels = to_device(data, device)
+    images, labels = by_rows(data, device)
     parts = assemble(data, architecture, config, seed).to(device, memory_format=torch.channels_last)
     handed_on, shown = parts[config.hand_on]["network"], watched(data, test, device) if config.measure_every else None
     optimizer, saved, looked = optimizer_for(parts, config), Checkpoint(checkpoint), time.monotonic()
@@ -241,7 +241,7 @@ def pretrain(data,              # ImageData, the training split
             epoch, place = divmod(step, per_epoch); begin()
             if place == 0 or step == first: order = batches(len(data), config.batch, generator(device, seed, "pretrain", "order", epoch), drop_last=True)
             moment = Moment(epoch, step, generator(device, seed, "pretrain", epoch, place))
-            losses[place] = train_step(parts, optimizer, images[order[place]], labels[order[place]], data.name, config, moment, steps)
+            losses[place] = train_step(parts, optimizer, images(order[place]), labels[order[place]], data.name, config, moment, steps)
             ended = place == per_epoch - 1
             if not ended and time.monotonic() - looked < LOOK_EVERY: continue
             mean, looked = finite_mean(losses[:place + 1], parts, config, epoch), time.monotonic()

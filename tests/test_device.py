@@ -169,7 +169,7 @@ def test_processes_on_one_device_do_not_share_a_batch(monkeypatch):
     from scdd.data import load
     from scdd.recipes import Architecture, find_recipe
     monkeypatch.setattr(chapter, "ranks", lambda: 2); monkeypatch.setattr(chapter, "one_device", lambda: True)
-    monkeypatch.setattr(chapter, "pick", lambda name: torch.device(name)); monkeypatch.setattr(chapter, "to_device", lambda *given: (_ for _ in ()).throw(LookupError))
+    monkeypatch.setattr(chapter, "pick", lambda name: torch.device(name)); monkeypatch.setattr(chapter, "by_rows", lambda *given: (_ for _ in ()).throw(LookupError))
     with pytest.raises(UserError, match="cannot share a batch; pretrain and align with one process first"): chapter.pretrain(load("digits"), Architecture(width=4), find_recipe("digits").supervised, device="cuda")
     with pytest.raises(LookupError): chapter.pretrain(load("digits"), Architecture(width=4), find_recipe("digits").supervised, device="cpu")   # processors are not concerned
 

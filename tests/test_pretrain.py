@@ -207,6 +207,18 @@ def test_normalization():
     network = pretrain(some(channels=3, name="cifar10"), SMALL, tiny("simclr", epochs=1, normalization="cifar10"), device="cpu")
     assert_close(network.mean.flatten(), torch.tensor([0.4914, 0.4822, 0.4465]))
 
+def test_images_that_do_not_fit_on_the_device(monkeypatch):
+    "They are fetched batch by batch, and nothing else differs."
+    import scdd.align, scdd.data
+    from scdd.recipes import Align
+    made = lambda: pretrain(some(), SMALL, tiny("mocov2"), device="cpu")
+    probed = lambda network: scdd.align.align(network, some(), Align(epochs=2, batch=16, learning_rate=0.1), device="cpu")
+    whole = made(); probe, asked = probed(whole), []
+    monkeypatch.setattr(scdd.data, "room", lambda device: asked.append(device) or 1000)
+    monkeypatch.setattr(scdd.data, "to_device", lambda *given: pytest.fail("all images were asked for at once"))
+    for one, other in ((whole, made()), (probe, probed(whole))): assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    assert len(asked) == 2
+
 # faults
 @pytest.mark.parametrize("values,words", [({"hand_on": "ema"}, "--pretrain.hand_on ema: simclr keeps no averaged network"), ({"method": "mocov4"}, "did you mean"),
                                           ({"normalization": "cifar10"}, "has 1 channel"), ({"batch": 1}, "2 images a step"), ({"epochs": 0}, "1 epoch")])
