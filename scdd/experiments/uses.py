@@ -188,7 +188,7 @@ def untouched(material: Material, share, precision)->list:
 def pruning(material: Material)->list:
     "Rows of the first use: prune, and mend with what is at hand."
     recipe, rows = material.recipe, []
-    few = replace(recipe.train, epochs=max(1, recipe.train.epochs // 10))
+    few = replace(recipe.train, epochs=max(1, recipe.train.epochs // 20))
     many = replace(recipe.hard, epochs=max(1, recipe.full.epochs // 30))
     for share in (0.0, *SHARES): rows += kept(material, f"pruning-{share}", lambda _: untouched(material, share, few.precision))
     ways = [(way, few, name, some) for way in ("statistics", "soft labels") for name, some in material.sets.items()]
@@ -250,7 +250,7 @@ def memory_alone(memory, test: ImageData, order: list, architecture: Architectur
 def incremental(material: Material)->list:
     "Rows of the second use: classes that come one after the other, and a memory of those before."
     recipe, rows = material.recipe, []
-    replay = replace(recipe.hard, epochs=max(1, recipe.full.epochs // 6), schedule="cosine", learning_rate=recipe.full.learning_rate)
+    replay = replace(recipe.hard, epochs=max(1, recipe.full.epochs // 10), schedule="cosine", learning_rate=recipe.full.learning_rate)
     dumb = replace(recipe.hard, epochs=max(1, recipe.hard.epochs // 4))
     memories = {"nothing": only(material.train, []), **material.sets, "all real images": material.train}
     cases = [("replay", name) for name in memories] + [("memory alone", name) for name in material.sets]
@@ -270,14 +270,14 @@ CANDIDATES = {   # small networks, as somebody who searches would try
     "convnet, 2 blocks, 16 wide": Architecture("convnet", 16, depth=2), "convnet, 3 blocks, 16 wide": Architecture("convnet", 16, depth=3),
     "convnet, 3 blocks, 32 wide": Architecture("convnet", 32, depth=3), "convnet, 3 blocks, 64 wide": Architecture("convnet", 64, depth=3),
     "convnet, 4 blocks, 32 wide": Architecture("convnet", 32, depth=4), "resnet18, 8 wide": Architecture("resnet18", 8), "resnet18, 16 wide": Architecture("resnet18", 16),
-    "vgg11_bn, 8 wide": Architecture("vgg11_bn", 8), "vgg11_bn, 16 wide": Architecture("vgg11_bn", 16), "mobilenetv2_050": Architecture("mobilenetv2_050")}
+    "vgg11_bn, 8 wide": Architecture("vgg11_bn", 8), "vgg11_bn, 16 wide": Architecture("vgg11_bn", 16), "vgg13_bn, 8 wide": Architecture("vgg13_bn", 8)}
 
 # %% ../../nbs/experiments/35_uses.ipynb #35000034
 def ranking(material: Material)->list:
     "Rows of the third use: candidates trained on each set and, for a short while, on everything."
     recipe, rows = material.recipe, []
-    students = replace(recipe.hard, epochs=max(1, recipe.hard.epochs // 4), students=recipe.train.students)
-    full = replace(recipe.full, epochs=max(1, recipe.full.epochs // 6), measure_every=0)
+    students = replace(recipe.hard, epochs=max(1, recipe.hard.epochs // 5), students=recipe.train.students)
+    full = replace(recipe.full, epochs=max(1, recipe.full.epochs // 7), measure_every=0)
     sets = {name: material.sets[name] for name in COMPARED}
     def make(name, architecture, folder):
         count, images = parameters(build(architecture, material.train, 0)), sets.get(name, material.train)
