@@ -39,7 +39,7 @@ def measure_layers(network,  # with BatchNorm layers
         for statistic in EDGES: found.setdefault(f"entropy of {TITLES[statistic]}", []).append(binned_entropy(values[statistic, "relative"], statistic))
     return found
 
-# %% ../../nbs/experiments/31_backbones.ipynb #31000010
+# %% ../../nbs/experiments/31_backbones.ipynb #31000013
 def same_starts(data,      # the real images
                 ipc: int,  # images of each class
                 seed=0,
@@ -52,7 +52,7 @@ def same_starts(data,      # the real images
     noise = torch.randn(patches.shape, generator=generator("cpu", seed, "backbones", "noise"))
     return {"patches": (patches - mean) / std, "noise": noise}, torch.as_tensor(real.labels)
 
-# %% ../../nbs/experiments/31_backbones.ipynb #31000013
+# %% ../../nbs/experiments/31_backbones.ipynb #31000016
 def class_pull(network,  # in eval mode
                images,   # B×C×H×W, normalised
                labels,   # B
@@ -76,7 +76,7 @@ def measure_pulls(network,   # in eval mode, with a class head
         found[f"class gradient on {name}"] = class_pull(network, images, labels.to(device))
     return found
 
-# %% ../../nbs/experiments/31_backbones.ipynb #31000018
+# %% ../../nbs/experiments/31_backbones.ipynb #3100001a
 SIZES = {"resnet18": 2, "resnet34": 1, "resnet50": 1}  # networks, and how many seeds of each
 SOURCES = ("supervised", "ssl")
 STARTS = {"patch": ("random_hard", "distilled_hard", "random_soft", "distilled_soft"), "noise": ("distilled_hard",)}  # what recovery starts from, and the figures that are measured
@@ -92,7 +92,7 @@ def cells_of(recipe: Recipe,  # what all cells have in common
         for own in range(seed, seed + seeds): found[f"{size}-{recovering(cell)}-{start}-{own}"] = (cell, own)
     return found
 
-# %% ../../nbs/experiments/31_backbones.ipynb #3100001b
+# %% ../../nbs/experiments/31_backbones.ipynb #3100001d
 def make_measure(work, folder, kept):
     "Of a finished network: what its layers have stored, and how hard they pull."
     from scdd.train import commit
@@ -112,7 +112,7 @@ def complete_cell(recipe, place, data, device, seed, reuse)->dict:  # facts of a
         source = key(TEACHER[recipe.recover.teacher], recipe, seed, facts["data"]["fingerprint"])
         return facts | {"measure": once(place, "measure", f"{source}-{recipe.recover.ipc}-{recipe.recover.first_bn}", lambda folder, kept: make_measure(work, folder, kept), reuse)}
 
-# %% ../../nbs/experiments/31_backbones.ipynb #3100001d
+# %% ../../nbs/experiments/31_backbones.ipynb #3100001f
 def network_row(name, recipe, seed, facts)->dict:
     "What was measured of a network."
     teacher, measured = TEACHER[recipe.recover.teacher], facts["measure"]
@@ -125,7 +125,7 @@ def images_row(name, recipe, seed, facts)->dict:
     "What the images of a network teach."
     figures = {figure: facts[f"train/{figure}"]["result"] for figure in STARTS[recipe.recover.init]}
     shown = {figure: {part: found[part] for part in ("mean", "std", "n", "values")} for figure, found in figures.items()}
-    seconds = facts["recover"]["seconds"] + sum(facts[f"train/{figure}"]["seconds"] for figure in figures)
+    seconds = sum(facts[stage]["seconds"] for stage in ("recover", *(f"train/{figure}" for figure in figures if figure.startswith("distilled"))))
     return {"cell": name, "network": recipe.network.name, "recovered from": recovering(recipe), "start": recipe.recover.init, **shown,
             "seed": seed, "named as intended": facts["relabel"]["agreement"], "seconds": seconds, "commit": facts["measure"]["commit"]}
 
