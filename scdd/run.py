@@ -782,7 +782,11 @@ def compare_row(name, folder, recipe, report)->dict:
             "seconds of networks": networks, "peak MB": made["peak_memory_bytes"] / 1e6, "kB of images": report.bytes["distilled images"] / 1e3, "kB of soft labels": report.bytes["soft labels on disk"] / 1e3, "commit": report.commit}
 
 # %% ../nbs/pipeline/11_run.ipynb #e6a10c02
-EXPERIMENTS = {}  # name of a module in scdd.experiments, and of its function: what it measures
+EXPERIMENTS = {  # a module in scdd.experiments, and its function of the same name
+    "backbones": "what networks of three sizes store, how hard it pulls, and what their images teach (chapter 31)",
+    "uses": "a distilled set to prune with, to remember with and to rank with (chapter 35)",
+    "search": "one ingredient at a time, all together, and a search on held-out images (chapter 37)",
+}
 
 def experiment(name,     # one of EXPERIMENTS
                recipe,   # what is measured with
