@@ -133,7 +133,7 @@ def test_a_real_search_killed_inside_a_trial_goes_on(tmp_path, monkeypatch, caps
     with pytest.raises(KeyboardInterrupt): search(DIGITS, tmp_path/"a", trials=2)
     monkeypatch.setattr(runs, "make_relabel", real); before = capsys.readouterr().out
     rows = search(DIGITS, tmp_path/"a", trials=2); after = capsys.readouterr().out
-    assert [row["cell"] for row in rows] == ["SC-DD", *few, "together", "SC-DD, supervised statistics", "together, supervised statistics", "trial 0", "trial 1"]
+    assert [row["cell"] for row in rows] == ["SC-DD", *few, "together", "SRe2L", "together, supervised statistics", "trial 0", "trial 1"]
     made = [line for line in before.splitlines() if line.startswith(("pretrain", "align")) and "taken from" not in line]
     assert len(made) == 3 and not any(line.startswith(("pretrain", "align", "recover")) for line in after.splitlines())   # no network twice; trial 1 went on behind its images
     assert after.count("distilled, soft labels") == 1

@@ -52,11 +52,11 @@ def with_ingredients(recipe: Recipe,  # what they are added to
 def cells(start: Recipe,  # SC-DD
          )->dict:         # {name: (kind, recipe)}
     "What is run before the search."
-    supervised = {"recover.teacher": "supervised"}
     together = with_ingredients(start, INGREDIENTS)
     return {"SC-DD": ("start", start), **{name: ("alone", with_ingredients(start, [name])) for name in INGREDIENTS},
-            "together": ("together", together), "SC-DD, supervised statistics": ("start", override(start, supervised)),
-            "together, supervised statistics": ("together", override(together, supervised))}
+            "together": ("together", together),
+            "SRe2L": ("start", override(start, {"recover.teacher": "supervised", "relabel.teacher": "supervised"})),
+            "together, supervised statistics": ("together", override(together, {"recover.teacher": "supervised"}))}
 
 def row_of(cell: str, kind: str, values: dict, report)->dict:
     "A run as a flat row; seconds are those of its own stages, without networks."
