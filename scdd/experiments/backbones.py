@@ -108,9 +108,10 @@ def complete_cell(recipe, place, data, device, seed, reuse)->dict:  # facts of a
     run(recipe, place, data, device, seed, until="relabel", reuse=reuse)
     work, names = Work(place, recipe, seed, pick(device), data), wanted(recipe, "relabel")
     with locked(place):
-        facts = complete(work, [*names, *(f"train/{figure}" for figure in STARTS[recipe.recover.init])], reuse)
+        facts = complete(work, names, reuse)
         source = key(TEACHER[recipe.recover.teacher], recipe, seed, facts["data"]["fingerprint"])
-        return facts | {"measure": once(place, "measure", f"{source}-{recipe.recover.ipc}-{recipe.recover.first_bn}", lambda folder, kept: make_measure(work, folder, kept), reuse)}
+        facts["measure"] = once(place, "measure", f"{source}-{recipe.recover.ipc}-{recipe.recover.first_bn}", lambda folder, kept: make_measure(work, folder, kept), reuse)
+        return facts | complete(work, [*names, *(f"train/{figure}" for figure in STARTS[recipe.recover.init])], reuse)
 
 # %% ../../nbs/experiments/31_backbones.ipynb #3100001f
 def network_row(name, recipe, seed, facts)->dict:
