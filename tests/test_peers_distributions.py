@@ -173,6 +173,21 @@ def test_turns_are_counted_and_capped(data):
     assert made.provenance["turns"] == [3, 3] and len(made.provenance["curve"]) == 6
     assert cafe(data, 1, replace(BRIEF, settled=2.0)).provenance["turns"] == [2, 2]          # the window is full, and everything counts as settled
 
+# ---- among processes
+
+def test_seconds_of_steps_and_medians():
+    found = module.seconds_of_steps("dm", 1)
+    assert found["clock"] > 0 and found["processor"] > 0
+    turns = {1: [[{"clock": seconds, "processor": 3.0}] for seconds in (4.0, 9.0, 6.0)], 2: [[{"clock": seconds, "processor": 2.0}] for seconds in (5.0, 3.0, 1.0)]}
+    assert module.compared(turns, 0) == {"method": "dc", "ipc": 1, "clock, one process": 6.0, "clock, two processes": 3.0, "clock, times as fast": 2.0,
+                                         "processor, one process": 3.0, "processor, two processes": 2.0, "processor, times as fast": 1.5}
+
+@pytest.mark.parametrize("network, expected", [(TINY, [range(2, 3), range(3, 4)]), (BN, [range(4)])])
+def test_of_several_processes_each_has_some_classes(network, expected, data, monkeypatch):
+    from scdd import processes
+    monkeypatch.setattr(processes, "rank", lambda: 1); monkeypatch.setattr(processes, "ranks", lambda: 2)
+    assert groups(build(network, data), replace(QUICK, at_once=6), 4, 1) == expected
+
 # ---- both
 
 METHODS = [(dm, QUICK), (dm, replace(QUICK, network=BN)), (cafe, BRIEF), (cafe, replace(BRIEF, augment=ALL_KINDS, init="real", network=BN))]
