@@ -315,7 +315,7 @@ def make_backbone(work, folder, kept, name):
     recipe, own = work.recipe, work.recipe.recover.teacher == "ssl"
     config, seed = recipe.pretrain if own else recipe.supervised, work.seed + 1  # another network, also where the family is the same
     network = pretrain(work.train, replace(recipe.network, name=name), config, seed, work.device, work.test, kept/"network")
-    if own: network = align(network, work.train, recipe.align, seed, work.device, work.test, kept/"head")
+    if own: network = align(network, work.train, recipe.align, seed, work.device, work.test, kept/"head" if is_first() else None)
     else: network.about["accuracy"] = accuracy(network, work.test, work.device, precision=config.precision)
     return store_network(network, folder, f"pretrain {config.method} {name} {config.epochs} epochs")
 

@@ -115,10 +115,6 @@ def test_the_best_trial_is_a_recipe_for_the_test_set(straw, tmp_path):
     assert {name: value for name, (value, _) in difference(recipe, proposed(beginning(DIGITS), best)).items()} == {"data.held_out": 0.0} and recipe.recover.r_bn == best["recover.r_bn"]
     with pytest.raises(UserError, match="no trial is finished"): best_of(DIGITS, rows[:-2])
 
-def test_the_study_learns(straw, tmp_path):
-    rows = search(DIGITS, tmp_path/"a", trials=18)[-18:]
-    assert max(rows, key=lambda row: row["distilled_soft"]["mean"])["average of weights"]
-
 # --- and with real ones -------------------------------------------------------------------------------------------------
 
 def test_a_real_search_killed_inside_a_trial_goes_on(tmp_path, monkeypatch, capsys):
