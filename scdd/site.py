@@ -41,7 +41,7 @@ def run_cells(path,          # a notebook
     from nbclient import NotebookClient
     notebook = nbformat.read(path, 4)
     notebook.cells = [c for c in notebook.cells if runs(c)]
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(Path(path).parent)}}).execute()
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(Path(path).parent)}}).execute()
     return notebook
 
 # %% ../nbs/practice/45_site.ipynb #45e0a002
