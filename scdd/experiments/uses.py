@@ -273,7 +273,7 @@ CANDIDATES = {   # small networks, as somebody who searches would try
     "convnet, 2 blocks, 16 wide": Architecture("convnet", 16, depth=2), "convnet, 3 blocks, 16 wide": Architecture("convnet", 16, depth=3),
     "convnet, 3 blocks, 32 wide": Architecture("convnet", 32, depth=3), "convnet, 3 blocks, 64 wide": Architecture("convnet", 64, depth=3),
     "convnet, 4 blocks, 32 wide": Architecture("convnet", 32, depth=4), "resnet18, 8 wide": Architecture("resnet18", 8),
-    "vgg11_bn, 8 wide": Architecture("vgg11_bn", 8), "vgg11_bn, 16 wide": Architecture("vgg11_bn", 16), "vgg13_bn, 8 wide": Architecture("vgg13_bn", 8)}
+    "vgg11_bn, 16 wide": Architecture("vgg11_bn", 16), "vgg13_bn, 8 wide": Architecture("vgg13_bn", 8)}
 
 # %% ../../nbs/experiments/35_uses.ipynb #35000036
 def rank_agreement(guessed,  # accuracies of some architectures, trained cheaply
