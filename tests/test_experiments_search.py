@@ -88,6 +88,8 @@ def test_a_killed_study_ends_like_one_left_alone(straw, tmp_path):
         with pytest.raises(KeyboardInterrupt): search(DIGITS, tmp_path/"killed", trials=6)
     kept = read_json(tmp_path/"killed"/"so_far.json")
     assert len(kept["rows"]) == len(alone) - 1 and kept["command"].startswith("scdd experiment search digits") and kept["recipe"]["data"]["held_out"] == 0.2
+    from scdd.beside import results
+    write_json(tmp_path/"results"/"search.json", kept); assert results(tmp_path/"results") == []  # these are no test accuracies
     straw.kill = ()
     assert facts(search(DIGITS, tmp_path/"killed", trials=6)) == facts(alone)
     straw.made.clear()
@@ -135,4 +137,4 @@ def test_a_real_search_killed_inside_a_trial_goes_on(tmp_path, monkeypatch, caps
     assert after.count("distilled, soft labels") == 1
     test, held = load(DIGITS.data, "test"), load(beginning(DIGITS).data, "test")
     assert all(read_json(place)["test_fingerprint"] == held.fingerprint != test.fingerprint for place in (tmp_path/"a").rglob("data/stage.json"))
-    assert rows[1]["distilled_soft"]["n"] == 1 and rows[1]["commit"]
+    assert rows[1]["distilled_soft"]["n"] == 1 and rows[1]["commit"] and all(row["data.held_out"] == 0.2 for row in rows)

@@ -116,7 +116,7 @@ def attempt(study, number: int, values: dict, start: Recipe, folder: Path, *, da
         study.tell(number, state=TrialState.FAIL)
         return say(f"{name}: {error}")
     study.tell(number, report.accuracy["distilled_soft"]["mean"])
-    return row_of(name, "trial", values, report)
+    return row_of(name, "trial", {"data.held_out": start.data.held_out} | values, report)
 
 # %% ../../nbs/experiments/37_further.ipynb #37f00017
 def search(recipe: Recipe,  # gives data, networks, images per class, steps and epochs
@@ -128,15 +128,16 @@ def search(recipe: Recipe,  # gives data, networks, images per class, steps and 
     from scdd.train import Report
     if several(): raise UserError("search: chooses one trial after the other, in one process; start it without torchrun and without --devices")
     optuna, folder, start, rows = library(), Path(folder), beginning(recipe), []
+    share = {"data.held_out": start.data.held_out}
     places = {name: folder/"cells"/name.replace(",", "").replace(" ", "-") for name in cells(start)}
     def others(place): return [one for one in (*places.values(), *sorted((folder/"trials").glob("*")), *map(Path, reuse)) if one != place]
     with locked(folder):
         for i, (name, (kind, cell)) in enumerate(cells(start).items(), 1):
             say(f"[{i} of {len(places)}] {name}")
             report = run(cell, places[name], data, device, seed, reuse=others(places[name]))
-            rows.append(row_of(name, kind, {}, report)); keep(folder, start, seed, rows, report)
+            rows.append(row_of(name, kind, share, report)); keep(folder, start, seed, rows, report)
         study = optuna.create_study(storage=f"sqlite:///{(folder/'study.db').absolute()}", study_name="search", direction="maximize", load_if_exists=True)
-        rows += [row_of(f"trial {one.number}", "trial", one.params, Report.load(folder/"trials"/str(one.number))) for one in ended(study) if one.value is not None]
+        rows += [row_of(f"trial {one.number}", "trial", share | one.params, Report.load(folder/"trials"/str(one.number))) for one in ended(study) if one.value is not None]
         while (count := len(ended(study))) < trials:
             number, values = next_trial(study, seed)
             say(f"[trial {count + 1} of {trials}] " + ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else name if value is True else str(value) for name, value in values.items() if value is not False))
