@@ -74,12 +74,13 @@ def plain_output(output)->dict:
 def store(path):
     "Run a notebook and keep its outputs and its stamp; outputs that still hold stay as they are."
     done = {c["id"]: c for c in run_cells(path).cells}
-    notebook = json.loads(Path(path).read_text(encoding="utf-8")); held = unchanged(notebook, committed(path))
+    notebook, before = json.loads(Path(path).read_text(encoding="utf-8")), committed(path); held = unchanged(notebook, before)
+    stored = {c["id"]: c["outputs"] for c in before["cells"] if c["id"] in held} if held else {}
     for cell in notebook["cells"]:
-        if cell["cell_type"] != "code" or cell["id"] in held: continue
+        if cell["cell_type"] != "code": continue
         outputs = done[cell["id"]]["outputs"] if cell["id"] in done else []
         cell["execution_count"] = None
-        cell["outputs"] = [plain_output(o) for o in outputs if o.get("name") != "stderr"]
+        cell["outputs"] = stored.get(cell["id"]) or [plain_output(o) for o in outputs if o.get("name") != "stderr"]
     notebook["metadata"]["scdd"] = {"code": stamp(notebook)}
     save(path, notebook)
 
