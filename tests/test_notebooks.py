@@ -38,6 +38,7 @@ def test_is_clean(path):
                 assert output["metadata"].get("image/png", {}).get("alt", "").strip(), f"a figure without alternative text: {first_line(cell)}"
         if cell["cell_type"] == "markdown":
             assert not re.search(r"!\[\s*\]\(|<img(?![^>]*alt=)", "".join(cell["source"])), "an image without alternative text"
+            assert not re.search(r"[\x07-\x09\x0b-\x0d]", "".join(cell["source"])), "a backslash that became a control character, as in \\rho or \\frac"
     cleaned = dict2nb(json.loads(json.dumps(notebook))); clean_nb(cleaned, allowed_metadata_keys=["scdd"], clean_ids=False)   # as settings.ini has it
     assert json.loads(json.dumps(nb2dict(cleaned))) == notebook, "nbdev_clean would change it"
 
