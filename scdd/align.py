@@ -82,7 +82,7 @@ def head_optimizer(head, config):
 def feature_batches(network, data, config, seed, device, begin=lambda: None):  # begin: called before each step
     "A function from an epoch to its batches: cached features, or those of freshly augmented images."
     images, labels = by_rows(data, device)
-    cached = None if config.augment else collect(network, to_device(data, "cpu")[0], device)
+    cached = None if config.augment else torch.cat([collect(network, images(rows), device) for rows in torch.arange(len(data)).split(5000)])
     steps = -(-len(data) // config.batch)
     def epoch(number):
         order = batches(len(data), config.batch, generator(device, seed, "align", "order", number))

@@ -711,7 +711,7 @@ def short(found)->str:
 
 def rounded(number)->str:
     "A number without digits that say nothing."
-    return f"{number:.0f}" if abs(number) >= 1 or number == 0 else f"{number:.2g}"
+    return f"{number:.0f}" if abs(number) >= 10 or number == round(number) else f"{number:.2g}"
 
 def as_markdown(rows)->str:
     "The same in Markdown; accuracies in per cent."
@@ -797,6 +797,7 @@ def experiment(name,     # one of EXPERIMENTS
     from importlib import import_module
     from scdd.device import pick
     from scdd.train import provenance
+    if several(): raise UserError(f"scdd experiment {name}: works in one process; start it without torchrun or accelerate launch")
     folder = Path(out or Path("runs")/f"{recipe.name}-{name}")
     prepare(folder, recipe, data, device, seed)
     rows = getattr(import_module(f"scdd.experiments.{name}"), name)(recipe, folder, data, device, seed, reuse)

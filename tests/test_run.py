@@ -275,7 +275,7 @@ def asked(monkeypatch):
     calls, module = [], ModuleType("scdd.experiments.straw")
     def measure(recipe, folder, data, device, seed, reuse):
         calls.append((recipe.recover.ipc, Path(folder).name, data, device, seed, reuse))
-        return [{"cell": "a", "network": "resnet18", "gradient": 0.25, "commit": "abc"}, {"cell": "b", "network": "resnet34", "accuracy": {"mean": 0.5, "std": 0.01, "n": 3}, "commit": "abc"}]
+        return [{"cell": "a", "network": "resnet18", "gradient": 0.25, "seconds": 2.15, "commit": "abc"}, {"cell": "b", "network": "resnet34", "accuracy": {"mean": 0.5, "std": 0.01, "n": 3}, "commit": "abc"}]
     module.straw = measure
     monkeypatch.setitem(sys.modules, "scdd.experiments.straw", module); monkeypatch.setitem(EXPERIMENTS, "straw", "what straw measures")
     return calls
@@ -284,10 +284,12 @@ def test_an_experiment_by_its_name(asked, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["experiment"]) == 0 and "straw        what straw measures" in capsys.readouterr().out
     assert main(["experiment", "straw", "digits", "--recover.ipc", "2", "--seed", "3"]) == 0 and asked == [(2, "digits-straw", None, "auto", 3, ())]
-    assert capsys.readouterr().out.splitlines()[:4] == ["| network | accuracy | gradient |", "| --- | --- | --- |", "| resnet18 |  | 0.25 |", "| resnet34 | 50.0 ± 1.0 |  |"]
+    assert capsys.readouterr().out.splitlines()[:4] == ["| network | accuracy | gradient | seconds |", "| --- | --- | --- | --- |", "| resnet18 |  | 0.25 | 2.1 |", "| resnet34 | 50.0 ± 1.0 |  |  |"]
     found = read_json(tmp_path/"runs/digits-straw/experiment.json")
     assert found["command"] == "scdd experiment straw digits --recover.ipc 2 --seed 3" and found["commit"] == "abc" and found["recipe"]["seed"] == 3 and found["versions"]["torch"]
     assert main(["experiment", "straw", "digits", "--recover.ipc", "4", "--out", "runs/digits-straw"]) == 2 and "was made with --recover.ipc 2" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["experiment", "straw", "digits"]) == 2 and "scdd experiment straw: works in one process" in capsys.readouterr().err and len(asked) == 1
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_can_be_called(name):

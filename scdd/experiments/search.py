@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'SCDD', 'INGREDIENTS', 'SWITCHES', 'CHOICES', 'NUMBERS', 'beginning', 'with_ingredients', 'cells',
-           'row_of', 'proposed', 'library', 'space', 'next_trial', 'ended', 'attempt', 'search', 'keep', 'best_of']
+           'row_of', 'proposed', 'quiet_optuna', 'space', 'next_trial', 'ended', 'attempt', 'search', 'keep', 'best_of']
 
 # %% ../../nbs/experiments/37_further.ipynb #37f00004
 from dataclasses import asdict
@@ -76,7 +76,7 @@ def proposed(start: Recipe,  # SC-DD
     return override(recipe, {name: values[name] for name in (*CHOICES, *NUMBERS)} | {"hard.students": 1})
 
 # %% ../../nbs/experiments/37_further.ipynb #37f00011
-def library():
+def quiet_optuna():
     "Optuna, quiet; where it is missing, one line says so."
     try: import optuna
     except ImportError: raise UserError("search: Optuna is not installed; install it with: pip install optuna (or scdd[search])") from None
@@ -127,7 +127,7 @@ def search(recipe: Recipe,  # gives data, networks, images per class, steps and 
     "One ingredient at a time, all together, and a study; every accuracy is one of held-out training images."
     from scdd.train import Report
     if several(): raise UserError("search: chooses one trial after the other, in one process; start it without torchrun and without --devices")
-    optuna, folder, start, rows = library(), Path(folder), beginning(recipe), []
+    optuna, folder, start, rows = quiet_optuna(), Path(folder), beginning(recipe), []
     share = {"data.held_out": start.data.held_out}
     places = {name: folder/"cells"/name.replace(",", "").replace(" ", "-") for name in cells(start)}
     def others(place): return [one for one in (*places.values(), *sorted((folder/"trials").glob("*")), *map(Path, reuse)) if one != place]
