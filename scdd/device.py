@@ -23,6 +23,7 @@ def pick(name="auto",     # auto, cpu, cuda, cuda:1, mps …
     if name == "auto": name = "cuda" if cuda else "mps" if mps else "cpu"
     kind = str(name).split(":")[0]
     if kind not in ("cpu", "cuda", "mps"): raise UserError(f"--device {name}: there is no such device" + nearest(name, ["auto", "cpu", "cuda", "mps"]))
+    if not re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", str(name)): raise UserError(f"--device {name}: a device's number is a whole number, such as {kind}:0")
     if kind == "cuda" and not cuda or kind == "mps" and not mps: raise UserError(f"--device {name}: this machine has none that torch can use; give --device auto or cpu")
     own, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if name == "cuda" and own >= there: raise UserError(f"--device {name}: {os.environ.get('LOCAL_WORLD_SIZE', own + 1)} processes were started on this machine, which has {there} CUDA devices; start {there}, or give --device cpu")

@@ -14,7 +14,7 @@ __all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'su
            'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'BELOW_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture',
            'Pretrain', 'Align', 'Recover', 'Extra', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe',
            'flatten', 'difference', 'lasting', 'complaint', 'exact_labels', 'check_once', 'check', 'override',
-           'from_dict', 'comments', 'grid_recipes', 'recovering']
+           'from_dict', 'comments', 'grid_axes', 'grid_recipes', 'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -429,17 +429,19 @@ def comments(kind,     # one of the dataclasses
     return {name: text for name, text in found if name in {f.name for f in fields(kind)}}
 
 # %% ../nbs/pipeline/10_recipes.ipynb #0ae1f7a7
-GRID = {"pretrain.method": ("mocov2", "mocov3", "swav", "dino"), "recover.init": ("noise", "patch"), "relabel.teacher": ("ssl", "supervised")}
+GRID = {"pretrain.method": ("mocov2", "mocov3", "swav", "dino"), "recover.init": ("noise", "patch"), "relabel.teacher": ("ssl", "supervised"), "recover.teacher": ("ssl",)}
 TEACHERS_GRID = {"recover.teacher": ("ssl", "supervised"), "relabel.teacher": ("ssl", "supervised")}
+
+def grid_axes(recipe: Recipe)->dict:  # {"relabel.teacher": ("ssl", "supervised"), …}
+    "What the grid sets, and to what."
+    return TEACHERS_GRID if recipe.data.name == "digits" else GRID
 
 def grid_recipes(recipe: Recipe,  # what all cells have in common
                 )->dict:          # {"mocov2-noise-ssl": recipe, …}
     "One recipe for each cell of the grid: on digits who recovers × who labels, elsewhere methods × starts × who labels."
-    if recipe.data.name == "digits": cells = [dict(zip(TEACHERS_GRID, values)) for values in itertools.product(*TEACHERS_GRID.values())]
-    else:
-        cells = [dict(zip(GRID, values)) | {"recover.teacher": "ssl"} for values in itertools.product(*GRID.values())]
-        cells += [{"recover.init": start, "relabel.teacher": "supervised", "recover.teacher": "supervised"} for start in GRID["recover.init"]]
-    found = [override(recipe, values) for values in cells]
+    axes = grid_axes(recipe); cells = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    if axes is GRID: cells += [{"recover.init": start, "relabel.teacher": "supervised", "recover.teacher": "supervised"} for start in GRID["recover.init"]]
+    found = [override(recipe, values | ({"extra.residual": 0.0} if values.get("recover.init") == "noise" else {})) for values in cells]
     return {"-".join([recovering(cell), cell.recover.init, cell.relabel.teacher]): cell for cell in found}
 
 def recovering(recipe: Recipe)->str:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMATS', 'READ', 'PICKLES', 'HEAD', 'set_of', 'run_of', 'as_imagefolder', 'as_npz', 'as_huggingface', 'card',
            'without_paths', 'front', 'export', 'exporting', 'position', 'fitted', 'load_any', 'read_npz',
-           'read_pictures', 'read_table', 'protocols', 'adapted', 'random_like', 'labeller', 'judged', 'score',
-           'scored', 'written', 'cells', 'as_markdown']
+           'read_pictures', 'soft_of', 'read_table', 'protocols', 'adapted', 'random_like', 'labeller', 'judged',
+           'score', 'scored', 'written', 'cells', 'as_markdown']
 
 # %% ../nbs/practice/46_share.ipynb #46000004
 import argparse, csv, json, re
@@ -93,7 +93,8 @@ def card(made: SyntheticSet,
 def without_paths(recipe: Recipe)->Recipe:
     "The recipe with the names of files and folders, but not where they lie."
     name = lambda path: path and Path(path).name
-    return replace(recipe, data=replace(recipe.data, name=name(recipe.data.name)), peer=recipe.peer and replace(recipe.peer, teacher=name(recipe.peer.teacher)))
+    def bare(peer): return replace(peer, teacher=name(peer.teacher), config=peer.config | ({"folder": name(peer.config["folder"])} if peer.config.get("folder") else {}))
+    return replace(recipe, data=replace(recipe.data, name=name(recipe.data.name)), peer=recipe.peer and bare(recipe.peer))
 
 def front(made: SyntheticSet, title: str)->str:
     "The facts at the head of a Hub data set card, as YAML."
@@ -180,7 +181,8 @@ def fitted(made: SyntheticSet,
     labels = np.array(places, np.int64)[made.labels]
     if empty := sorted(set(range(len(data.classes))) - set(labels.tolist())): raise UserError(f"{where}: has no image of the class {data.classes[empty[0]]} ({len(empty)} of {len(data.classes)} classes are missing); add some, or choose the recipe of its data")
     soft = made.soft_labels
-    if soft is not None and soft.shape[1] == len(places): soft = soft[:, np.argsort(places)]
+    if soft is not None and soft.shape != (len(made), len(places)): raise UserError(f"{where}: soft labels of shape {'×'.join(map(str, soft.shape))}, where {len(made)} images of {len(places)} classes need {len(made)}×{len(places)}; correct them or leave them out")
+    if soft is not None: soft = soft[:, np.argsort(places)]
     return replace(made, labels=labels, classes=tuple(data.classes), mean=tuple(data.mean), std=tuple(data.std), soft_labels=soft)
 
 # %% ../nbs/practice/46_share.ipynb #4600001d
@@ -206,6 +208,7 @@ def read_npz(path: Path)->SyntheticSet:
     try:
         with np.load(path, allow_pickle=False) as file: arrays = dict(file)
         images, labels = np.ascontiguousarray(arrays["images"].transpose(0, 3, 1, 2)), arrays["labels"].astype(np.int64)
+        if labels.shape != images.shape[:1]: raise ValueError(f"labels of shape {'×'.join(map(str, labels.shape))} for {len(images)} images; one whole number for each is needed")
         classes = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else tuple(map(str, range(int(labels.max()) + 1)))
         mean, std = (tuple(arrays[name].tolist()) for name in ("mean", "std")) if "mean" in arrays else mean_std(*pixel_moments(images))
         transform = {name.removeprefix("transform."): array for name, array in arrays.items() if name.startswith("transform.")}
@@ -219,14 +222,23 @@ def read_pictures(path: Path, size=None)->SyntheticSet:
     base = path/"train" if (path/"train").is_dir() else path
     about = read_json(path/"about.json") if (path/"about.json").is_file() else {}
     rows = read_table(base)
-    soft = np.array([row["soft_labels"] for row in rows], np.float32) if rows and "soft_labels" in rows[0] else None
+    soft = soft_of(rows, base)
+    for row in rows:
+        if not (base/row["file_name"]).resolve().is_relative_to(base.resolve()): raise UserError(f"{base}: its table names {row['file_name']}, which lies outside of the folder; a set holds its own pictures")
     if not rows: rows = [{"file_name": file.relative_to(base), "label": name} for name, folder in class_folders(base).items() for file in images_in(folder)]
     if not rows: raise UserError(f"{path}: holds no set.json, no .npz, no metadata.jsonl and no class folders; a set is one of these")
     names = [str(row.get("class", row["label"])) for row in rows]
     classes = tuple(about.get("classes", dict.fromkeys(names)))
+    if unknown := [name for name in names if name not in classes]: raise UserError(f"{path/'about.json'}: its classes lack {unknown[0]}, which the table has; add it")
     images = np.concatenate(list(decode_all([base/row["file_name"] for row in rows], size)))
     mean, std = (tuple(about[name]) for name in ("mean", "std")) if "mean" in about else mean_std(*pixel_moments(images))
     return SyntheticSet(images, np.array([classes.index(name) for name in names], np.int64), classes, mean, std, about.get("provenance", {}), learned_step=about.get("learned_step"), soft_labels=soft)
+
+def soft_of(rows: list, base: Path):
+    "The soft labels of a table, N×K float32; None where it has none."
+    if not any(row.get("soft_labels") for row in rows): return None
+    try: return np.array([json.loads(words) if isinstance(words := row.get("soft_labels"), str) else words for row in rows], np.float32)
+    except (ValueError, TypeError): raise UserError(f"{base}: its table has soft_labels that are not one list of numbers for each row, all of one length; correct them or leave them out") from None
 
 def read_table(base: Path)->list:
     "The rows of metadata.jsonl or metadata.csv; none where there is neither."
@@ -250,6 +262,9 @@ def protocols(names,           # train and hard: the recipe's own; once: train w
         if name not in (*own, *PROTOCOLS): raise UserError(f"--protocol {name}: there is no such protocol{nearest(name, (*own, *PROTOCOLS))}")
         chosen[name] = own.get(name) or adapted(PROTOCOLS[name], recipe, words)
         check_once("train", chosen[name], recipe.relabel)
+    read = {"hard" if name == "hard" or name in PROTOCOLS and config.labels == "hard" else "train" for name, config in chosen.items()}
+    typed = [word for word in words if word.split(".")[0] in ("train", "hard")]
+    if typed and not read & {word.split(".")[0] for word in typed}: raise UserError(f"--{typed[0]}: none of the protocols {' '.join(chosen)} reads it; give --{next(iter(read))}.{typed[0].split('.')[1]}, or another --protocol")
     return chosen
 
 def adapted(config: Train, recipe: Recipe, words=())->Train:
@@ -299,13 +314,14 @@ def score(place,           # a set, as `load_any` takes it
     from scdd.device import pick
     from scdd.models import build
     place, chosen = Path(place), protocols(names, recipe, words)
+    soft = any(config.labels != "hard" for config in chosen.values())
+    if teacher and not soft: raise UserError(f"--teacher {teacher}: the protocols {' '.join(chosen)} have hard labels, which nobody writes; leave it out")
     folder = Path(out or Path("runs")/f"{recipe.name}-on-{(place.parent if place.name == 'recover' else place).stem}")
     work = Work(folder, recipe, int(seed), pick(device), data); meet(work, "train")
     made = load_any(place, work.train, recipe.data.size)
     random_like(work.train, made); build(recipe.student, work.train, 0)
     with locked(folder):
         claim(folder, recipe, work.seed); wait()
-        soft = any(config.labels != "hard" for config in chosen.values())
         leader, who = labeller(work, reuse, teacher) if soft else (None, "")
         relabel = replace(recipe.relabel, store=False, teacher=who if who in TEACHER else recipe.relabel.teacher)
         rows = [scored(work, made, name, config, leader, who, relabel) for name, config in chosen.items()]
@@ -314,7 +330,7 @@ def score(place,           # a set, as `load_any` takes it
 
 def scored(work: Work, made: SyntheticSet, name: str, config: Train, leader, who: str, relabel)->dict:
     "One row of the table."
-    origin, hard = fingerprint(made.images, made.labels), config.labels == "hard"
+    origin, hard = fingerprint(made.images, made.labels, *([] if made.soft_labels is None else [made.soft_labels])), config.labels == "hard"
     given, test, own = as_learned(replace(work.recipe, peer=Peer("")), made, work.test, config) if hard else (made, work.test, config)
     learned = [word for word, there in {"step size": own.learning_rate != config.learning_rate, "labels": own.labels != config.labels, "whitening": given is not made}.items() if there]
     on_set = judged(work, f"{name}/set", given, replace(own, sets="one"), None if hard else leader, relabel, test, origin)

@@ -1,5 +1,5 @@
 "Run folders: nothing is made twice, nothing is half-written, and a killed run ends like one that was left alone."
-import errno, json, os, shlex, signal, subprocess, sys, time
+import errno, json, os, shlex, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from importlib import import_module
 from inspect import signature
@@ -13,7 +13,7 @@ from scdd.peers.compare import PEERS, changed, usual
 from scdd.recipes import Architecture, DIGIT_VALUES, GRID, RECIPES, flatten, grid_recipes, override
 from scdd.recover import SyntheticSet
 from scdd.train import train_student
-from scdd.run import EXPERIMENTS, behind, claim, elsewhere, key, locked, main, parse, plan, run, show, sweep, typed, with_peer
+from scdd.run import EXPERIMENTS, axes_of, behind, caption, claim, elsewhere, key, locked, main, parse, plan, run, show, sweep, typed, with_peer
 
 DIGITS = override(RECIPES["digits"], {"data.classes": 3, "recover.ipc": 2})
 
@@ -404,6 +404,7 @@ def test_a_network_cut_short_is_named(alone, tmp_path, capsys):
 SMALL_RUN = {"pretrain.epochs": 2, "supervised.epochs": 2, "full.epochs": 2, "align.epochs": 2, "recover.steps": 4, "recover.ipc": 2, "train.epochs": 2, "hard.epochs": 2,
              "pretrain.measure_every": 0, "data.classes": 3, "network.width": 8, "student.width": 8}
 SMALL_WORDS = [word for name, value in SMALL_RUN.items() for word in (f"--{name}", str(value))]
+PEER_WORDS = [word for name, value in SMALL_RUN.items() if name == "recover.ipc" or not name.startswith("recover.") for word in (f"--{name}", str(value))]
 HURRIED = {"experts.count": 2, "experts.epochs": 5, "epochs": 1, "iterations": 2, "crops": 2}  # values of methods, where they have them
 
 def hurried(method, recipe):
@@ -457,8 +458,62 @@ def test_a_failure_of_one_method_ends_the_comparison(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda words, env: type("Done", (), {"returncode": 130}))
     with pytest.raises(KeyboardInterrupt): runs.apart(["distill", "dc", "digits"])
 
+def test_a_method_takes_its_values_for_what_was_typed():
+    "For the images per class, and in small recipes for what recovery was told."
+    def config(*words): return parse("distill", list(words))[0].peer.config
+    assert config("mtt", "cifar100-scdd", "--recover.ipc", "10")["steps"] == 20 and config("mtt", "cifar100-scdd")["steps"] == 80
+    assert config("mtt", "cifar100-scdd", "--config.starts", "7", "--recover.ipc", "10")["starts"] == 7
+    assert config("sre2l", "digits", "--recover.steps", "50")["recover"]["steps"] == 50 != config("sre2l", "digits")["recover"]["steps"]
+    for words in (["mtt", "cifar100-scdd", "--recover.ipc", "10"], ["sre2l", "digits", "--recover.steps", "50", "--network.width", "8"], ["fadrm", "cifar100-best"]):
+        recipe = parse("distill", words)[0]
+        assert parse("distill", shlex.split(typed(recipe, 0))[2:])[0] == recipe  # the command that is written down makes the same
+
+def test_what_a_method_does_not_read_is_not_carried_into_its_command():
+    recipe = parse("compare", ["digits", "--recover.init", "patch", "--extra.residual", "0.5", "--recover.ipc", "2"])[0]
+    words = shlex.split(typed(with_peer(recipe, "dm"), 0))[2:]
+    assert parse("distill", words)[0].recover.ipc == 2 and not any("extra" in word or "init" in word for word in words)
+
+def test_other_run_folders_within_are_left_alone(tmp_path):
+    for inner in ("other", "other/deep", "grid/cell"): (tmp_path/inner/".x.1-abc.part").mkdir(parents=True)
+    write_json(tmp_path/"grid/cell/recipe.json", {})
+    with pytest.raises(UserError, match="is no run folder"): run(DIGITS, tmp_path, until="data")
+    assert len(list(tmp_path.rglob("*.part"))) == 3   # a folder that is refused is not touched
+    shutil.move(tmp_path/"other", tmp_path/".other"); shutil.move(tmp_path/"grid", tmp_path/".grid")
+    run(DIGITS, tmp_path, until="data")
+    assert [path.parent.name for path in tmp_path.rglob("*.part")] == ["cell"]
+
+def test_a_teacher_is_known_by_what_is_in_its_file(tmp_path):
+    recipe = parse("distill", ["sre2l", "digits", "--teacher", str(tmp_path/"net.safetensors")])[0]
+    (tmp_path/"net.safetensors").write_bytes(b"one"); first = key("recover", recipe, 0, "")
+    (tmp_path/"net.safetensors").write_bytes(b"two"); assert key("recover", recipe, 0, "") != first
+    other = replace(recipe, peer=replace(recipe.peer, learned="ignored"))
+    assert key("recover", other, 0, "") == key("recover", recipe, 0, "") and key("train/distilled_hard", other, 0, "") != key("train/distilled_hard", recipe, 0, "")
+
+def test_every_cell_is_looked_at_first(tmp_path):
+    with pytest.raises(UserError, match="resnet99"): sweep(DIGITS, {"student.name": ("resnet18", "resnet99")}, tmp_path/"a")
+    assert not (tmp_path/"a").exists()
+
+def test_values_that_need_each_other_may_be_swept(tmp_path):
+    axes, rest = axes_of(["digits", "extra.residual", "0", "0.5", "--recover.init", "patch"])
+    assert axes == {"extra.residual": (0.0, 0.5)} and parse("sweep", rest, whole=False)[0].recover.init == "patch"
+    for name in ("cifar100-best",): assert {cell.extra.residual for cell in grid_recipes(RECIPES[name]).values()} == {0.0, 0.5}
+
+def test_the_words_of_a_table():
+    rows = [{"distilled_soft": {"n": 1}}]
+    assert caption(DIGITS, rows) == "Accuracy in % on the test images, of students trained from scratch, 2 images per class, n = 1"
+    held = replace(DIGITS, data=replace(DIGITS.data, held_out=0.2))
+    assert caption(held, [rows[0] | {"recover.ipc": "1"}, {"distilled_soft": {"n": 3}}]) == "Accuracy in % on held-out training images, of students trained from scratch"
+
+@pytest.mark.parametrize("place, option", [("pretrain/ssl", "--pretrain.batch"), ("pretrain/supervised", "--supervised.batch"), ("recover", "batch of the method"), ("train/random_hard", "--hard.batch"),
+                                           ("train/hard/set", "--hard.batch"), ("train/dsa/random", "--hard.batch"), ("train/sre2l/set", "--train.batch"), ("train/distilled_soft", "--train.batch"), ("train/full_data", "--full.batch")])
+def test_the_batch_to_lower_is_named(place, option): assert runs.batch_option(Path("runs/digits")/place).startswith(option)
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path/"file").touch()
+    with pytest.raises(UserError, match="--out .*file: is a file; name a folder"): run(DIGITS, tmp_path/"file", until="data")
+
 def test_a_teacher_from_a_file(ours, tmp_path, capsys):
-    words = ["distill", "rded", "digits", *SMALL_WORDS, "--config.crops", "2", "--reuse", str(ours)]
+    words = ["distill", "rded", "digits", *PEER_WORDS, "--config.crops", "2", "--reuse", str(ours)]
     assert main([*words, "--teacher", str(ours/"pretrain/supervised/network.safetensors"), "--out", str(tmp_path/"a")]) == 0
     assert main([*words, "--out", str(tmp_path/"b")]) == 0  # the same network, as a stage of the run
     assert (SyntheticSet.load(tmp_path/"a/recover").images == SyntheticSet.load(tmp_path/"b/recover").images).all()

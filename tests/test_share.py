@@ -161,11 +161,21 @@ def spoilt(folder, what):
     if what == "torch": shutil.rmtree(folder); folder.mkdir(); torch.save({"images": torch.zeros(1)}, folder/"res_best.pt")
     if what == "pickled": np.savez(folder/"set.npz", images=np.array([{}], object), labels=np.zeros(1))
     if what == "names": np.savez(folder/"set.npz", x=np.zeros(3), y=np.zeros(3))
+    if what in ("outside", "half soft", "unknown class"):
+        rows = [{"file_name": path.relative_to(folder).as_posix(), "label": int(path.parent.name)} for path in sorted(folder.rglob("*.png"))]
+        if what == "outside": rows[0]["file_name"] = "../elsewhere.png"; to_pil(np.zeros((1, 16, 16), np.uint8)).save(folder.parent/"elsewhere.png")
+        if what == "half soft": rows[0]["soft_labels"] = [0.1] * 10
+        if what == "unknown class": write_json(folder/"about.json", {"classes": list("012345678")})
+        (folder/"metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if what == "column": np.savez(folder/"set.npz", images=np.zeros((10, 16, 16, 1), np.uint8), labels=np.arange(10)[:, None])
+    if what == "soft shape": np.savez(folder/"set.npz", images=np.zeros((10, 16, 16, 1), np.uint8), labels=np.arange(10), soft_labels=np.ones((10, 7), np.float32))
     if what == "floats": np.savez(folder/"set.npz", images=np.zeros((1, 16, 16, 1)), labels=np.zeros(1, int))
 
 SPOILT = {"word": "its class seven is none of the data's", "missing": "has no image of the class 7 (1 of 10 classes are missing)", "twice": "its classes 0007_7 and 7 are both the data's 7", "beyond": "its class 0012_7 is none of the data's",
           "broken": "0/0.png: cannot be read as an image", "empty": "/0: no images in this class folder", "colour": "images of 16×16 pixels in colour where digits has 16×16 pixels in grey; convert them", "sizes": "0/1.png: 16×16 pixels where", "nothing": "holds no set.json, no .npz, no metadata.jsonl and no class folders",
           "table": "metadata.jsonl: a row has no file_name or no label", "no table": "metadata.jsonl: not readable as a table", "torch": "res_best.pt: is a pickle, and reading one runs whatever its writer put into it",
+          "outside": "its table names ../elsewhere.png, which lies outside of the folder", "half soft": "its table has soft_labels that are not one list of numbers for each row", "unknown class": "about.json: its classes lack 9, which the table has",
+          "column": "set.npz: not readable as a set (labels of shape 10×1 for 10 images; one whole number for each is needed)", "soft shape": "soft labels of shape 10×7, where 10 images of 10 classes need 10×10",
           "pickled": "set.npz: not readable as a set (Object arrays cannot be loaded when allow_pickle=False)", "names": "set.npz: has no array 'images'", "floats": "set.npz: not readable as a set (a synthetic set holds uint8 images"}
 
 @pytest.mark.parametrize("what, said", SPOILT.items(), ids=SPOILT)
@@ -264,8 +274,25 @@ def test_a_teacher_in_a_file(quick_run, strangers, tmp_path, capsys):
     row, = read_json(tmp_path/"out"/"evaluate.json")["rows"]
     assert row["teacher"] == "given (network.safetensors)" and row["config"]["epochs"] == 1 and not (tmp_path/"out"/"pretrain").exists()
 
+def test_other_soft_labels_are_another_set(digits, tmp_path, capsys):
+    real = random_subset(digits, 1); soft = np.eye(10, dtype=np.float32)[real.labels]
+    words = ["evaluate", str(tmp_path/"set"), "digits", *TINY, "--protocol", "hard", "--out", str(tmp_path/"out")]
+    SyntheticSet(real.images, real.labels, real.classes, real.mean, real.std, soft_labels=soft).save(tmp_path/"set")
+    assert main(words) == 0
+    shutil.rmtree(tmp_path/"set"); SyntheticSet(real.images, real.labels, real.classes, real.mean, real.std, soft_labels=soft[::-1].copy()).save(tmp_path/"set")
+    assert main(words) == 2 and "was made from another set" in capsys.readouterr().err
+
+def test_a_card_names_no_folder_of_experts(tmp_path):
+    recipe = with_peer(DIGITS, "mtt"); recipe = replace(recipe, peer=replace(recipe.peer, config=recipe.peer.config | {"folder": "/home/some body/experts"}))
+    few().save(tmp_path/"run"/"recover"); write_json(tmp_path/"run"/"recipe.json", {"recipe": asdict(recipe), "seed": 0})
+    text = (export(tmp_path/"run", "imagefolder", tmp_path/"out")/"README.md").read_text(encoding="utf-8")
+    assert "--config.folder experts" in text and "/home" not in text
+
 @pytest.mark.parametrize("words, said", [
     ([], "scdd evaluate needs a set and a recipe"), (["set"], "scdd evaluate needs the name of a recipe: digits"), (["nowhere", "digits"], "nowhere: there is no such set"),
+    (["nowhere", "digits", "--protocol", "hard", "--teacher", "x"], "--teacher x: the protocols hard have hard labels, which nobody writes; leave it out"),
+    (["nowhere", "digits", "--protocol", "dsa", "--train.epochs", "5"], "--train.epochs: none of the protocols dsa reads it; give --hard.epochs, or another --protocol"),
+    (["nowhere", "digits", "--reuse", "never"], "--reuse never: there is no such folder"),
     (["nowhere", "digits", "--protocol", "hrd"], "--protocol hrd: there is no such protocol; did you mean 'hard'?"), (["nowhere", "digits", "--grid"], "--grid: there is no such option"),
 ])
 def test_mistakes_get_one_line(words, said, capsys):

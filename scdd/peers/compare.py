@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEERS', 'DECOUPLED', 'QUICK', 'JUDGE', 'EXPERTS', 'STRETCH', 'TWO_CORES', 'MORE', 'SMALL', 'SHARED', 'check_method',
-           'find_peer', 'about_peers', 'changed', 'usual', 'published_for', 'distil', 'check_peer', 'check_networks',
-           'family', 'network_seconds']
+           'find_peer', 'about_peers', 'changed', 'usual', 'published_for', 'followed', 'distil', 'check_peer',
+           'check_networks', 'family', 'network_seconds']
 
 # %% ../../nbs/peers/25_compare.ipynb #055bfa71
 import importlib
@@ -101,6 +101,11 @@ def published_for(method, recipe):
     if method not in ("mtt", "tesla") or recipe.name in SMALL: return kind()
     try: return module.published(method, recipe.data.name, recipe.recover.ipc)
     except UserError: return kind()
+
+def followed(method, recipe)->set:
+    "The options of the recipe's own recovery that a method's values follow."
+    shared = method in DECOUPLED and recipe.name in SMALL and hasattr(usual(method, recipe), "recover")
+    return {"recover.ipc", *(f"recover.{name}" for name in ("learning_rate", *SHARED) if shared)}
 
 # %% ../../nbs/peers/25_compare.ipynb #72183612
 def distil(method: str,      # one of PEERS
