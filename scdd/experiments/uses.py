@@ -25,7 +25,7 @@ from ..data import ImageData, random_rows, to_float
 from ..device import autocast, generator, pick
 from ..files import UserError
 from ..models import build, load_network
-from ..recipes import Architecture, Recipe, Relabel, Train
+from ..recipes import Architecture, Recipe, Relabel, Train, override
 from ..recover import to_pil
 from ..relabel import labelled, pixels, soft_loss
 from ..run import Work, once, prepare, run
@@ -139,7 +139,8 @@ def of(images_set, seed):
 def material(recipe, folder, data=None, device="auto", seed=0, reuse=())->Material:
     "The recipe's set, another from noise and the supervised network alone, random real ones, and that network."
     folder = Path(folder); prepare(folder, recipe, data, device, seed)
-    noise = replace(recipe, recover=replace(recipe.recover, teacher="supervised", init="noise"))
+    inner(build(recipe.network, Work(folder, recipe, seed, pick(device), data).train, 0))  # a network that cannot be pruned is refused first
+    noise = override(recipe, {"recover.teacher": "supervised", "recover.init": "noise", "extra.residual": 0.0})
     works = [Work(folder/name, some, seed, pick(device), data) for name, some in (("distilled", recipe), ("noise", noise))]
     for work in works: run(work.recipe, work.folder, data, device, seed, "recover", [folder/"distilled", *reuse])
     first, made, test = works[0], works[0].distilled, works[0].test
