@@ -234,6 +234,7 @@ def dated(found,    # a result
 # %% ../nbs/practice/45_site.ipynb #aec1b86a
 def keep(run,          # a finished run folder
          name=None,    # of the result; the recipe's where not given
+         paused="",    # "paused": the run stood still at times, so that its seconds say nothing
         ):
     "Copy a run's figures to nbs/experiments/results/, and of digits a picture to nbs/_static/ (sets made from others' photographs stay where they are)."
     from scdd.data import load, random_subset
@@ -248,7 +249,7 @@ def keep(run,          # a finished run folder
         found = dated(found, [row.get("images by") for row in found["rows"]])
         about = [axis for axis in found["rows"][0] if "." in axis] if kind == "sweep" else [found.get("experiment", kind)]
         return write_json(kept/f"{name or '-'.join([found['recipe']['name'], *about])}.json", found)
-    report = read_json(Path(run)/"report.json"); report.pop("curves", None)
+    report = read_json(Path(run)/"report.json") | ({"paused": True} if paused else {}); report.pop("curves", None)
     recipe = from_dict({k: v for k, v in report["recipe"].items() if k != "seed"}); name = name or recipe.name
     write_json(kept/f"{name}.json", dated(report, [(report["recipe"].get("peer") or {}).get("method")]))
     if recipe.data.name != "digits" or recipe.data.classes or recipe.recover.ipc < 2: return
@@ -275,7 +276,7 @@ def results_table()->str:
         report = read_json(path)
         if "accuracy" not in report: continue
         cells = [path.stem, report["recipe"]["recover"]["ipc"], *(percent(report["accuracy"][c]) for c in COLUMNS),
-                 report["device"], f"{sum(report['seconds'].values()) / 60:.1f}", f"`{report['command']}`"]
+                 report["device"], "–" if report.get("paused") else f"{sum(report['seconds'].values()) / 60:.1f}", f"`{report['command']}`"]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows)
 

@@ -133,3 +133,12 @@ def test_search_works_from_a_file(browser, built):
     page.wait_for_selector("#search-results li", timeout=20_000)
     assert page.locator("#search-results li").count() > 3
     page.close()
+
+def test_a_run_that_stood_still_has_no_minutes(quick_run, tmp_path, monkeypatch):
+    for folder in ("nbs/experiments/results", "nbs/_static"): (tmp_path/folder).mkdir(parents=True)
+    monkeypatch.setattr(site, "root", lambda: tmp_path)
+    site.keep(quick_run, "one"); site.keep(quick_run, "two", "paused")
+    kept = {name: json.loads((tmp_path/f"nbs/experiments/results/{name}.json").read_text()) for name in ("one", "two")}
+    assert kept["one"]["accuracy"] == kept["two"]["accuracy"] and "code" in kept["one"] and "curves" not in kept["one"]
+    minutes = {row.split(" | ")[0].strip("| "): row.split(" | ")[8] for row in site.results_table().splitlines()[2:]}
+    assert float(minutes["one"]) >= 0 and minutes["two"] == "–"
