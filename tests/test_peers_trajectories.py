@@ -104,6 +104,20 @@ def test_together_is_one_after_the_other(train, tmp_path):
     for expert in range(3): torch.testing.assert_close(one.points(expert, 3), other.points(expert, 3), atol=1e-5, rtol=1e-4)
     assert not torch.equal(one.points(0, 0)[0], one.points(1, 0)[0])
 
+def test_a_compiled_expert_walks_the_same_way(train, tmp_path):
+    if not module.can_compile(): pytest.skip("no compiler on this machine")
+    config = replace(EXPERTS, count=1, epochs=1, precision="float32")
+    plain, compiled = (train_experts(train, TINY, replace(config, compile=wish), 0, "cpu", tmp_path/wish).points(0, 1)[0] for wish in ("off", "on"))
+    torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
+    assert train_experts(train, TINY, config, 0, "cpu", tmp_path/"on").count == 1  # how it was computed does not make it another expert
+
+def test_only_what_is_long_enough_is_compiled(monkeypatch):
+    monkeypatch.setattr(module, "can_compile", lambda: True)
+    few, many = module.WORTH_COMPILING - 1, module.WORTH_COMPILING
+    assert [module.compiles(wish, pixels) for wish in ("auto", "on", "off") for pixels in (few, many)] == [False, True, True, True, False, False]
+    monkeypatch.setattr(module, "can_compile", lambda: False)
+    assert not module.compiles("auto", many)
+
 def test_an_expert_is_plain_sgd(train, tmp_path):
     buffer = train_experts(train, TINY, replace(EXPERTS, count=1, epochs=1), 0, "cpu", tmp_path)
     network = build(TINY, train, 0); torch.nn.utils.vector_to_parameters(buffer.points(0, 0)[0], network.parameters())
