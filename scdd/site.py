@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['NOT_RUN', 'REDIRECT', 'FOCUS', 'EXTENSIONS', 'FURO', 'COLUMNS', 'BENCHES', 'code_cells', 'stamp', 'runs', 'run_cells',
-           'committed', 'unchanged', 'plain_output', 'store', 'save', 'stale', 'execute', 'sidebar', 'toctree',
-           'check_sidebar', 'llms', 'reachable', 'finish', 'options', 'sources', 'sphinx', 'check_links', 'docs',
-           'module_hashes', 'dated', 'keep', 'percent', 'results_table', 'compare_table', 'results', 'readme']
+           'committed', 'reads_results', 'new_results', 'unchanged', 'plain_output', 'store', 'save', 'stale',
+           'execute', 'sidebar', 'toctree', 'check_sidebar', 'llms', 'reachable', 'finish', 'options', 'sources',
+           'sphinx', 'check_links', 'docs', 'module_hashes', 'dated', 'keep', 'percent', 'results_table',
+           'compare_table', 'results', 'readme']
 
 # %% ../nbs/practice/45_site.ipynb #3e9f6752
 import gc, importlib.util, itertools, json, os, re, shutil, subprocess, sys, time
@@ -51,10 +52,19 @@ def committed(path):
     found = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True)
     return json.loads(found.stdout) if found.returncode == 0 else None
 
+def reads_results(notebook)->bool:
+    "Whether a notebook shows kept results."
+    return any("results" in code or "_table()" in code for code in code_cells(notebook))
+
+def new_results()->bool:
+    "Whether kept results were added or changed and are not committed yet."
+    return bool(subprocess.run(["git", "status", "--porcelain", "--", "nbs/experiments/results"], cwd=root(), capture_output=True, text=True).stdout.strip())
+
 def unchanged(notebook,  # as it is now
               before,    # as it was committed, or None
              )->set:     # ids of code cells
     "The code cells whose committed outputs are still from the code as it stands."
+    if reads_results(notebook) and new_results(): return set()
     if before is None or before["metadata"].get("scdd", {}).get("code") != stamp(before): return set()
     code = lambda one: [(c["id"], "".join(c["source"])) for c in one["cells"] if c["cell_type"] == "code"]
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(code(notebook), code(before)))
