@@ -177,7 +177,7 @@ def options(static)->dict:
     return dict(project="scdd", html_title="scdd", language="en", html_theme="furo", html_theme_options=FURO,
         html_static_path=["_static"], html_css_files=sorted(p.name for p in static.glob("*.css")), html_js_files=sorted(p.name for p in (root()/"nbs"/"_static").glob("*.js")), html_show_sourcelink=False, html_copy_source=False,
         extensions=EXTENSIONS, mathjax_path="tex-svg.js", bibtex_bibfiles=["nbs/references.bib"], bibtex_reference_style="author_year", bibtex_default_style="plain",
-        copybutton_prompt_text="$ ", root_doc="nbs/index", nb_execution_mode="off", nb_ipywidgets_js={}, myst_heading_anchors=4, myst_heading_slug_func="scdd.pages.slug",
+        copybutton_prompt_text="$ ", root_doc="nbs/index", nb_execution_mode="off", nb_render_markdown_format="myst", nb_ipywidgets_js={}, myst_heading_anchors=4, myst_heading_slug_func="scdd.pages.slug",
         suppress_warnings=["myst.header"], myst_enable_extensions=["dollarmath", "amsmath", "colon_fence", "attrs_inline"])
 
 def sources(source):

@@ -134,6 +134,11 @@ def test_search_works_from_a_file(browser, built):
     assert page.locator("#search-results li").count() > 3
     page.close()
 
+def test_tables_are_tables(built):
+    "A table that a cell made in Markdown is one on the page, too."
+    raw = [path.relative_to(built).as_posix() for path in built.rglob("*.html") if re.search(r"<p>\s*\|", path.read_text(encoding="utf-8"))]
+    assert not raw, f"rows of a table as a paragraph: {raw}"
+
 def test_a_run_that_stood_still_has_no_minutes(quick_run, tmp_path, monkeypatch):
     for folder in ("nbs/experiments/results", "nbs/_static"): (tmp_path/folder).mkdir(parents=True)
     monkeypatch.setattr(site, "root", lambda: tmp_path)
