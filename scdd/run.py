@@ -247,7 +247,7 @@ def recorded_recipe(folder: Path)->Recipe:
 
 def clear(folder: Path):
     "Remove what a run that was killed has left half written, but not in the run folders within."
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.name.startswith(".") and path.name.endswith(".part"): remove(path)
         elif path.is_dir() and not path.is_symlink() and not (path/"recipe.json").is_file(): clear(path)
 
