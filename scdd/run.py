@@ -958,7 +958,7 @@ def without_config(words: list)->list:
     "What was typed for the recipe and not for its method."
     kept, keep = [], True
     for word in words:
-        if word.startswith("-"): keep = not re.match(r"--(config\.|teacher|learned|help)|-h$", word)
+        if word.startswith("--") or word == "-h": keep = not re.match(r"--(config\.|teacher|learned|help)|-h$", word)
         if keep: kept.append(word)
     return kept
 

@@ -463,6 +463,7 @@ def test_a_method_takes_its_values_for_what_was_typed():
     def config(*words): return parse("distill", list(words))[0].peer.config
     assert config("mtt", "cifar100-scdd", "--recover.ipc", "10")["steps"] == 20 and config("mtt", "cifar100-scdd")["steps"] == 80
     assert config("mtt", "cifar100-scdd", "--config.starts", "7", "--recover.ipc", "10")["starts"] == 7
+    assert runs.without_config(["--config.rate", "-1", "--recover.ipc", "2", "--learned", "used", "--train.momentum", "-1", "--help"]) == ["--recover.ipc", "2", "--train.momentum", "-1"]
     assert config("sre2l", "digits", "--recover.steps", "50")["recover"]["steps"] == 50 != config("sre2l", "digits")["recover"]["steps"]
     for words in (["mtt", "cifar100-scdd", "--recover.ipc", "10"], ["sre2l", "digits", "--recover.steps", "50", "--network.width", "8"], ["fadrm", "cifar100-best"]):
         recipe = parse("distill", words)[0]
