@@ -147,3 +147,11 @@ def test_a_run_that_stood_still_has_no_minutes(quick_run, tmp_path, monkeypatch)
     assert kept["one"]["accuracy"] == kept["two"]["accuracy"] and "code" in kept["one"] and "curves" not in kept["one"]
     minutes = {row.split(" | ")[0].strip("| "): row.split(" | ")[8] for row in site.results_table().splitlines()[2:]}
     assert float(minutes["one"]) >= 0 and minutes["two"] == "–"
+
+def test_new_results_are_shown(monkeypatch):
+    "What a notebook shows of kept results is not held against new ones; what shows none is left alone."
+    def notebook(source): return {"cells": [{"cell_type": "code", "id": "a", "source": [source]}], "metadata": {}}
+    for source, new, held in (("show(results_table())", True, set()), ("show(results_table())", False, {"a"}), ("1 + 1", True, {"a"})):
+        before = notebook(source); before["metadata"]["scdd"] = {"code": site.stamp(before)}
+        monkeypatch.setattr(site, "new_results", lambda: new)
+        assert site.unchanged(notebook(source), before) == held
