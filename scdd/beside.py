@@ -6,8 +6,8 @@
 __all__ = ['NAMES', 'TRAINED', 'ASIDE', 'ORDERS', 'HEAD', 'layer_facts', 'layers_picture', 'bars_svg', 'legend_html',
            'layer_html', 'redrawn', 'bn_beside', 'beliefs', 'of_class', 'guess', 'belief_picture', 'image_html',
            'bar_html', 'beliefs_html', 'class_beside', 'mixture', 'mix_path', 'mix_picture', 'shares_html', 'mix_html',
-           'mix_beside', 'protocol_of', 'data_name', 'result_row', 'results', 'leaders', 'accuracy_text', 'board_html',
-           'leaderboard']
+           'mix_beside', 'protocol_of', 'data_name', 'result_row', 'measurement', 'results', 'leaders', 'accuracy_text',
+           'board_html', 'leaderboard']
 
 # %% ../nbs/practice/40b_side_by_side.ipynb #40b00003
 import base64, html, json
@@ -233,6 +233,10 @@ def result_row(report: dict, found: dict, labels: str, file: str)->dict:
             "accuracy": accuracy["mean"], "std": accuracy["std"], "n": accuracy["n"], "random": found[f"random_{labels}"]["mean"],
             "all images": found["full_data"]["mean"], "command": report["command"], "commit": found.get("commit", report["commit"]), "file": file}
 
+def measurement(row)->dict:
+    "A row without where it stands and what was typed: two runs that share a result have it once."
+    return {name: value for name, value in row.items() if name not in ("command", "file")}
+
 def results(folder)->list:  # of rows
     "Every accuracy of a distilled set in a folder of results; sweeps are left out."
     files = sorted(Path(folder).glob("*.json"))
@@ -240,9 +244,9 @@ def results(folder)->list:  # of rows
     rows = []
     for path in files:
         report = read_json(path)
-        measured = [report["accuracy"]] if "accuracy" in report else [one for one in report.get("rows", []) if "distilled_soft" in one and not any("." in name for name in one)]  # a sweep changes its protocol from row to row
+        measured = [report["accuracy"]] if "accuracy" in report else [one for one in report.get("rows", []) if {"distilled_soft", "full_data"} <= one.keys() and not any("." in name for name in one)]  # a sweep changes its protocol from row to row
         for row in (result_row(report, found, labels, path.name) for found in measured for labels in ("soft", "hard")):
-            if row not in rows: rows.append(row)
+            if measurement(row) not in map(measurement, rows): rows.append(row)
     return rows
 
 # %% ../nbs/practice/40b_side_by_side.ipynb #40b00033
