@@ -81,7 +81,7 @@ class Sizes:
     starts: int = 5  # processes of each kind
     growth: tuple = (8, 224, 2, 25, (5, 10, 30, 100))  # width, side, steps, images a batch; images per class of ten classes
     processes: tuple = (16, 32, 20, 50, 20)  # width, side, steps, images a batch; images per class of ten classes
-    switches: tuple = (64, 100, 200, 5120, 512, 128, 1000)  # width; images of a recovery batch, its steps; images and batch of MoCo v2; batch of supervised training; images of a student
+    switches: tuple = (64, 100, 50, 5120, 512, 128, 1000)  # width; images of a recovery batch, its steps; images and batch of MoCo v2; batch of supervised training; images of a student
     compile: bool = True  # time the compiled recovery too, which compiles for half a minute or more
 
 FULL = Sizes()
@@ -492,12 +492,13 @@ def the_stages(sizes, device)->dict:
     return {f"recovery, {classes} images": (recovery, (False, True) if sizes.compile else (False,), 4 * once * classes), f"MoCo v2, {batch} images": (contrast, (False,), 8 * once * batch),
             f"supervised, {small} images": (supervised, (False,), 6 * once * small), f"a student, {Train().batch} images": (student, (False,), 8 * once * few / -(-few // Train().batch))}
 
-def switches(sizes, device, **_)->list:
+def switches(sizes, device, **_):  # yields tables, so that each is kept when it is there
     "What compiling and CUDA graphs give, on a device that has them."
-    what = f"steps at width {sizes.switches[0]} with each switch"
-    if device.type != "cuda": return [{"part": "switches", "what": what, "rows": [], "missing": "a CUDA device has CUDA graphs, this one has not"}]
+    what = f"at width {sizes.switches[0]} with each switch"
+    if device.type != "cuda": yield {"part": "switches", "what": f"steps {what}", "rows": [], "missing": "a CUDA device has CUDA graphs, this one has not"}; return
     seconds, operations = product(device, "bfloat16", 4 * sizes.product)
-    return [{"part": "switches", "what": f"{what}; a product of {4 * sizes.product} squared: {operations / seconds / 1e12:.0f} TFLOP/s", "rows": switched(the_stages(sizes, device), device, operations / seconds)}]
+    for stage, ways in the_stages(sizes, device).items():
+        yield {"part": "switches", "what": f"{stage}: a step {what}; a product of {4 * sizes.product} squared: {operations / seconds / 1e12:.0f} TFLOP/s", "rows": switched({stage: ways}, device, operations / seconds)}
 
 # %% ../nbs/practice/42_scale.ipynb #8f930082
 PARTS = {"machine": machine, "recovery": recovery, "pretraining": pretraining, "student": student, "loading": loading, "startup": startup, "growth": growth, "processes": processes, "switches": switches}

@@ -40,6 +40,15 @@ def test_switches_are_for_devices_that_have_them(found, monkeypatch):
     assert asked == [(rounds, compile, wish) for compile in (False, True) for wish in ("off", "on") for rounds in (6, 6, 16)] and os.environ["SCDD_GRAPHS"] == "on"
     for row in rows: assert row["seconds"] == pytest.approx(0.04) and row["rate"] == pytest.approx(75) and row["peak"] == pytest.approx(1.25)   # four units more for a hundred steps more
 
+def test_each_stage_is_a_table_that_is_kept_when_it_is_there(monkeypatch):
+    from types import SimpleNamespace
+    monkeypatch.setattr(bench, "product", lambda *words: (1.0, 2e12)); monkeypatch.setattr(bench, "the_stages", lambda sizes, device: {"one": 1, "two": 2})
+    monkeypatch.setattr(bench, "switched", lambda stages, device, peak: [dict(stages)])
+    made = bench.switches(bench.SMALL, SimpleNamespace(type="cuda"))
+    first = next(made)
+    assert first["rows"] == [{"one": 1}] and first["what"].startswith("one: ") and "2 TFLOP/s" in first["what"]
+    assert [one["rows"] for one in made] == [[{"two": 2}]]
+
 def test_the_stages_give_their_steps():
     stages = bench.the_stages(replace(bench.SMALL, switches=(4, 4, 2, 80, 16, 8, 70)), torch.device("cpu"))
     assert [run(1, False) for run, _, _ in stages.values()] == [2, 5, 10, 2] and all(operations > 0 for _, _, operations in stages.values())
