@@ -1,0 +1,18 @@
+import shutil
+from scdd.beside import results
+from scdd.files import read_json, write_json
+from scdd.site import root
+
+KEPT = root()/"nbs"/"experiments"/"results"
+
+def test_a_figure_that_two_runs_share_counts_once(tmp_path):
+    shutil.copy(KEPT/"cifar100-narrow.json", tmp_path/"one.json")
+    again = read_json(KEPT/"cifar100-narrow.json") | {"command": "the same with another option"}
+    write_json(tmp_path/"two.json", again)
+    assert [row["labels"] for row in results(tmp_path)] == ["soft", "hard"]
+    again["accuracy"]["distilled_hard"]["mean"] += 0.01; write_json(tmp_path/"two.json", again)
+    assert [row["labels"] for row in results(tmp_path)] == ["soft", "hard", "hard"]
+
+def test_an_experiment_without_full_data_is_passed_over(tmp_path):
+    shutil.copy(KEPT/"cifar100-mini-backbones.json", tmp_path/"one.json")
+    assert any("distilled_soft" in row for row in read_json(tmp_path/"one.json")["rows"]) and results(tmp_path) == []
