@@ -7,6 +7,6 @@ __all__ = []
 
 # %% ../nbs/pipeline/11_main.ipynb #9e30fd25
 import sys
-from .run import main
+from .cli import main
 
 if __name__ == "__main__" and sys.argv[0].endswith("__main__.py"): sys.exit(main())

@@ -1,14 +1,15 @@
 "The command line: quick, patient with mistakes, and documented."
 import subprocess, sys
 import pytest
-from scdd.recipes import RECIPES, fields, flatten, is_dataclass
-from scdd.run import axes_of, main, parse
+from scdd.files import UserError
+from scdd.recipes import RECIPES, flatten
+from scdd.cli import axes_of, main, parse
 
 def scdd(*words, **keywords): return subprocess.run([sys.executable, "-m", "scdd", *words], capture_output=True, text=True, **keywords)
 
 def test_help_imports_no_torch():
     for words in (["--help"], ["run", "digits", "--help"], ["recipes"], ["distill"], ["--version"]):
-        code = f"import sys\nfrom scdd.run import main\ntry: main({words})\nexcept SystemExit: pass\nprint('LOADED', [m for m in ('torch', 'numpy', 'timm', 'matplotlib') if m in sys.modules])"
+        code = f"import sys\nfrom scdd.cli import main\ntry: main({words})\nexcept SystemExit: pass\nprint('LOADED', [m for m in ('torch', 'numpy', 'timm', 'matplotlib') if m in sys.modules])"
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert said.strip().endswith("LOADED []"), words
 
@@ -81,6 +82,8 @@ def test_recipes_are_listed(capsys):
     (["sweep", "digits", "recover.r_bn", "1", "--recover.r-bn=2"], "--recover.r_bn: is swept over already; leave it out"),
     (["sweep", "digits", "pretrain.method", "simclr", "dino", "--pretrain.temperature", "0.2"], "--pretrain.temperature: each method that is swept over brings its own"),
     (["experiment", "sizes", "digits"], "sizes: there is no such experiment"),
+    (["experiment", "uses", "digits", "--trials", "3"], "--trials: uses tries no settings"),
+    (["experiment", "search", "digits", "--trials", "-1"], "--trials -1: must be 0 or more"),
     (["compare", "digits", "--methods", "dmm"], "dmm: there is no such method; did you mean 'dm'?"),
 ])
 def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):
@@ -100,7 +103,7 @@ def test_a_method_brings_its_values():
 
 def test_interruption_is_one_line(monkeypatch, capsys):
     def stop(*_, **__): raise KeyboardInterrupt
-    monkeypatch.setattr("scdd.run.run", stop)
+    monkeypatch.setattr("scdd.cli.run", stop)
     assert main(["run", "digits"]) == 130
     assert capsys.readouterr().err.strip() == "scdd: stopped; the same command goes on"
 
@@ -110,3 +113,7 @@ def test_show_of_no_run(tmp_path, capsys):
 def test_a_sweep_over_methods_keeps_what_no_method_brings():
     words = ["cifar100-mini", "pretrain.method", "simclr", "dino", "--pretrain.learning_rate", "0.02"]
     assert axes_of(words) == ({"pretrain.method": ("simclr", "dino")}, ["cifar100-mini", "--pretrain.learning_rate", "0.02"])
+
+def test_a_mistyped_option_of_a_sweep_is_no_value_of_the_one_before():
+    with pytest.raises(UserError, match="recover.r_bnn: there is no such option; did you mean 'recover.r_bn'?"): axes_of(["digits", "recover.init", "noise", "recover.r_bnn", "1"])
+    assert axes_of(["digits", "data.name", "data.one", "data.two"])[0] == {"data.name": ("data.one", "data.two")}

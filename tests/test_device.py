@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 from scdd import device
 from scdd.files import UserError, read_json
 from scdd.processes import connect
-from scdd.run import main
+from scdd.cli import main
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import builtins
 from dataclasses import replace
 import pytest
 pytest.importorskip("optuna")
+from scdd.cli import main
 from scdd.data import load
 from scdd.experiments import search as chapter
 from scdd.experiments.search import CHOICES, INGREDIENTS, NUMBERS, SWITCHES, beginning, best_of, cells, proposed, search, with_ingredients
@@ -138,3 +139,11 @@ def test_a_real_search_killed_inside_a_trial_goes_on(tmp_path, monkeypatch, caps
     test, held = load(DIGITS.data, "test"), load(beginning(DIGITS).data, "test")
     assert all(read_json(place)["test_fingerprint"] == held.fingerprint != test.fingerprint for place in (tmp_path/"a").rglob("data/stage.json"))
     assert rows[1]["distilled_soft"]["n"] == 1 and rows[1]["commit"] and all(row["data.held_out"] == 0.2 for row in rows)
+
+def test_the_number_of_trials_can_be_typed(monkeypatch, tmp_path):
+    monkeypatch.setattr(chapter, "search", lambda *words, trials=40: [{"cell": str(trials), "commit": "x"}])
+    monkeypatch.setattr("scdd.cli.as_markdown", str)
+    for words, count in (["--trials", "0"], "0"), ([], "40"):
+        assert main(["experiment", "search", "digits", "--out", str(tmp_path/count), *words]) == 0
+        found = read_json(tmp_path/count/"experiment.json")
+        assert found["rows"][0]["cell"] == count and found["command"] == " ".join(["scdd experiment search digits", *words])

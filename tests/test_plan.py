@@ -5,7 +5,8 @@ from scdd import plan as planning
 from scdd.files import UserError, read_json, write_json
 from scdd.plan import DEPENDS, FORMAT, FREE, KNOWN, MEASURES, Item, Sizes, cost_of, disk, held_against, label_bytes, measure, needed, planned, read_costs, shape, share, sizes_of, table, work_of
 from scdd.recipes import RECIPES, Data, flatten, override
-from scdd.run import main, plan as results_of, run, with_peer
+from scdd.run import plan as results_of, run, with_peer
+from scdd.cli import main
 
 DIGITS, SCDD, LARGE = RECIPES["digits"], RECIPES["cifar100-scdd"], RECIPES["imagenet1k-scdd"]
 TINY = ("--data.classes 3 --network.width 8 --student.width 8 --pretrain.epochs 2 --pretrain.batch 32 --supervised.batch 32 --full.batch 32 --supervised.epochs 2 --full.epochs 2 --align.epochs 2 "

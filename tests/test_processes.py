@@ -132,7 +132,7 @@ def test_what_is_handed_out_comes_back_whole(monkeypatch):
             assert own == list(range(count))
 
 def test_processes_that_mean_different_things_are_refused(tmp_path):
-    (tmp_path/"two.py").write_text("import os, sys\nfrom scdd.run import main\n"
+    (tmp_path/"two.py").write_text("import os, sys\nfrom scdd.cli import main\n"
                                    "sys.exit(main(['run', 'digits', '--recover.ipc', str(1 + int(os.environ['RANK'])), '--out', sys.argv[1]]))")
     done = launch([tmp_path/"two.py", tmp_path/"run"], 2, check=False)
     assert done.returncode and "process 0 and process 1 of this run have a different --recover.ipc (1 and 2)" in done.stderr

@@ -7,13 +7,15 @@ from pathlib import Path
 from types import ModuleType
 import numpy as np
 import pytest
-from scdd import run as runs, site
+from scdd import cli, run as runs, site, tables
 from scdd.files import UserError, read_json, write_json
 from scdd.peers.compare import PEERS, changed, usual
 from scdd.recipes import Architecture, DIGIT_VALUES, GRID, RECIPES, flatten, grid_recipes, override
 from scdd.recover import SyntheticSet
 from scdd.train import train_student
-from scdd.run import EXPERIMENTS, axes_of, behind, caption, claim, elsewhere, key, locked, main, parse, plan, run, show, sweep, typed, with_peer
+from scdd.run import behind, claim, elsewhere, key, locked, plan, run, typed, with_peer
+from scdd.tables import EXPERIMENTS, caption, sweep
+from scdd.cli import axes_of, main, parse, show
 
 DIGITS = override(RECIPES["digits"], {"data.classes": 3, "recover.ipc": 2})
 
@@ -339,7 +341,7 @@ def test_seconds_survive_an_interruption(tmp_path):
 TINY = ("--data.classes 3 --network.width 8 --student.width 8 --pretrain.epochs 3 --pretrain.batch 128 --pretrain.measure_every 0 --supervised.epochs 2 "
         "--full.epochs 2 --supervised.measure_every 0 --full.measure_every 0 --align.epochs 2 --recover.steps 30 --recover.ipc 2 "
         "--train.epochs 10 --hard.epochs 10 --train.batch 2 --hard.batch 2 --recover.compile off").split()
-OFTEN = "import sys, scdd.files; scdd.files.Checkpoint.__init__.__defaults__ = (None, 0.0); from scdd.run import main; sys.exit(main(sys.argv[1:]))"  # checkpoints at every step
+OFTEN = "import sys, scdd.files; scdd.files.Checkpoint.__init__.__defaults__ = (None, 0.0); from scdd.cli import main; sys.exit(main(sys.argv[1:]))"  # checkpoints at every step
 
 def start(folder): return subprocess.Popen([sys.executable, "-c", OFTEN, "run", "digits", *TINY, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
@@ -440,7 +442,7 @@ def test_the_typed_command_makes_the_same_recipe():
     assert parse("distill", words[2:])[0] == recipe
 
 def test_compare_makes_one_row_for_each_method(ours, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "apart", lambda words, turn: main(words))
+    monkeypatch.setattr(tables, "apart", lambda words, turn: main(words))
     monkeypatch.setattr("scdd.peers.compare.usual", hurried)
     words = ["compare", "digits", *SMALL_WORDS, "--methods", "random", "cafe", "--reuse", str(ours), "--out", str(tmp_path/"all")]
     assert main(words) == 0
@@ -454,16 +456,16 @@ def test_compare_makes_one_row_for_each_method(ours, tmp_path, monkeypatch, caps
 
 def test_a_failure_of_one_method_ends_the_comparison(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda words, env: type("Done", (), {"returncode": 2}))
-    with pytest.raises(UserError, match="scdd distill dc digits ended with exit code 2"): runs.apart(["distill", "dc", "digits"])
+    with pytest.raises(UserError, match="scdd distill dc digits ended with exit code 2"): tables.apart(["distill", "dc", "digits"])
     monkeypatch.setattr(subprocess, "run", lambda words, env: type("Done", (), {"returncode": 130}))
-    with pytest.raises(KeyboardInterrupt): runs.apart(["distill", "dc", "digits"])
+    with pytest.raises(KeyboardInterrupt): tables.apart(["distill", "dc", "digits"])
 
 def test_a_method_takes_its_values_for_what_was_typed():
     "For the images per class, and in small recipes for what recovery was told."
     def config(*words): return parse("distill", list(words))[0].peer.config
     assert config("mtt", "cifar100-scdd", "--recover.ipc", "10")["steps"] == 20 and config("mtt", "cifar100-scdd")["steps"] == 80
     assert config("mtt", "cifar100-scdd", "--config.starts", "7", "--recover.ipc", "10")["starts"] == 7
-    assert runs.without_config(["--config.rate", "-1", "--recover.ipc", "2", "--learned", "used", "--train.momentum", "-1", "--help"]) == ["--recover.ipc", "2", "--train.momentum", "-1"]
+    assert cli.without_config(["--config.rate", "-1", "--recover.ipc", "2", "--learned", "used", "--train.momentum", "-1", "--help"]) == ["--recover.ipc", "2", "--train.momentum", "-1"]
     assert config("sre2l", "digits", "--recover.steps", "50")["recover"]["steps"] == 50 != config("sre2l", "digits")["recover"]["steps"]
     for words in (["mtt", "cifar100-scdd", "--recover.ipc", "10"], ["sre2l", "digits", "--recover.steps", "50", "--network.width", "8"], ["fadrm", "cifar100-best"]):
         recipe = parse("distill", words)[0]

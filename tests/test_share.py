@@ -9,7 +9,8 @@ from scdd.data import load, random_subset
 from scdd.files import UserError, read_json, write_json
 from scdd.recipes import PROTOCOLS, RECIPES, override
 from scdd.recover import SyntheticSet, load_set, to_pil
-from scdd.run import command, main, with_peer
+from scdd.run import with_peer
+from scdd.cli import command, main
 from scdd.share import FORMATS, PICKLES, cells, export, fitted, load_any, protocols, random_like
 
 DIGITS = RECIPES["digits"]

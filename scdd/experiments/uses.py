@@ -28,7 +28,8 @@ from ..models import build, load_network
 from ..recipes import Architecture, Recipe, Relabel, Train, override
 from ..recover import to_pil
 from ..relabel import labelled, pixels, soft_loss
-from ..run import Work, once, prepare, run
+from ..run import Work, once, run
+from ..tables import prepare
 from ..train import commit, evaluate, hard_loss, learning_rate, make_optimizer, own_labels, percent, summary, train_full
 
 # %% ../../nbs/experiments/35_uses.ipynb #35000008
