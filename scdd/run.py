@@ -521,7 +521,7 @@ def meet(work, until):
     from scdd.files import code_hash
     connect(work.device)
     with contextlib.suppress(ValueError): signal.signal(signal.SIGTERM, stopped)  # only the main thread may
-    agree({"version": version(), "code": code_hash("scdd.run", "scdd.pretrain", "scdd.recover", "scdd.train", "scdd.peers.decoupled", "scdd.peers.distributions", "scdd.peers.trajectories"), "--out": str(work.folder), "--seed": work.seed, "stage": until,
+    agree({"version": version(), "code": code_hash("scdd.run", "scdd.tables", "scdd.pretrain", "scdd.recover", "scdd.train", "scdd.peers.decoupled", "scdd.peers.distributions", "scdd.peers.trajectories"), "--out": str(work.folder), "--seed": work.seed, "stage": until,
            **{f"--{name}": value for name, value in flatten(work.recipe).items()}})
 
 def stopped(*_):

@@ -239,6 +239,7 @@ def dated(found,    # a result
     "A result with what `make results` asks of it."
     from scdd.peers.compare import PEERS
     own = [f"scdd.experiments.{found['experiment']}"] if "experiment" in found else []
+    if "rows" in found: own.append("scdd.tables")
     return found | {"date": time.strftime("%Y-%m-%d"), "code": module_hashes("scdd.run", *own, *(f"scdd.peers.{PEERS[name][0]}" for name in peers if name in PEERS))}
 
 # %% ../nbs/practice/45_site.ipynb #aec1b86a
