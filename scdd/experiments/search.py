@@ -49,10 +49,12 @@ def with_ingredients(recipe: Recipe,  # what they are added to
     return recipe
 
 # %% ../../nbs/experiments/37_further.ipynb #37f0000d
+SWITCHES = tuple(name for name in INGREDIENTS if name != "long training")  # what goes together
+
 def cells(start: Recipe,  # SC-DD
          )->dict:         # {name: (kind, recipe)}
     "What is run before the search."
-    together = with_ingredients(start, INGREDIENTS)
+    together = with_ingredients(start, SWITCHES)
     return {"SC-DD": ("start", start), **{name: ("alone", with_ingredients(start, [name])) for name in INGREDIENTS},
             "together": ("together", together),
             "SRe2L": ("start", override(start, {"recover.teacher": "supervised", "relabel.teacher": "supervised"})),
@@ -64,7 +66,6 @@ def row_of(cell: str, kind: str, values: dict, report)->dict:
     return {"cell": cell, "kind": kind, **values, **{figure: report.accuracy[figure] for figure in FIGURES}, "seconds": round(sum(own), 1), "commit": report.commit}
 
 # %% ../../nbs/experiments/37_further.ipynb #37f0000f
-SWITCHES = tuple(name for name in INGREDIENTS if name != "long training")
 CHOICES = {"recover.teacher": ("ssl", "supervised")}
 NUMBERS = {"recover.r_bn": (0.03, 30.0), "recover.learning_rate": (0.01, 0.3), "train.learning_rate": (5e-4, 1e-2), "train.temperature": (4.0, 40.0)}
 SETS = {*SCDD, *CHOICES, *NUMBERS, *(f"extra.{name}" for name in asdict(Extra()))}  # options that are not asked
