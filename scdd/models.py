@@ -10,7 +10,7 @@ __all__ = ['STEMS', 'RESNETS', 'VGGS', 'LAYOUTS', 'PLAIN', 'HEADS', 'scalar', 'A
            'architecture_of', 'network_from_checkpoint']
 
 # %% ../nbs/pipeline/03_models.ipynb #e89ba229
-import argparse, contextlib, json, pickle, re
+import argparse, contextlib, json, re
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from .files import UserError, read_json, write_json
 from .recipes import Data, Recipe, flatten, from_dict
-from .run import TEACHER, duration, say, plan as results_of
+from .run import duration, say, plan as results_of
 from .cli import parse
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00007

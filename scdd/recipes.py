@@ -13,8 +13,8 @@ from .files import UserError, nearest
 __all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS', 'LATER',
            'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'BELOW_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture',
            'Pretrain', 'Align', 'Recover', 'Extra', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe',
-           'flatten', 'difference', 'lasting', 'complaint', 'exact_labels', 'check_once', 'check', 'override',
-           'from_dict', 'comments', 'grid_axes', 'grid_recipes', 'recovering']
+           'flatten', 'difference', 'lasting', 'complaint', 'check_values', 'exact_labels', 'check_once', 'check',
+           'override', 'from_dict', 'comments', 'grid_axes', 'grid_recipes', 'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -341,8 +341,9 @@ def lasting(values: dict,  # of `flatten`, whole or in part
 
 # %% ../nbs/pipeline/10_recipes.ipynb #eefd3113
 AT_LEAST_ONE = ("epochs", "batch", "steps", "ipc", "students", "width", "depth", "hidden", "projection", "queue", "prototypes", "bn_splits",
-                "sinkhorn_iterations", "patch_candidates", "micro_batch", "classes", "size", "schedule_epochs", "top", "blocks")
-ABOVE_ZERO = ("learning_rate", "temperature", "teacher_temperature", "sinkhorn_epsilon", "crop_min", "crop_start", "crop_milestone", "patch_min", "mix_alpha")
+                "sinkhorn_iterations", "patch_candidates", "micro_batch", "classes", "size", "schedule_epochs", "top", "blocks",
+                "networks", "restarts", "iterations", "outer", "batch_real", "batch_train", "outer_cap", "inner_cap", "window", "at_once", "crops", "candidates")  # of the peers' tables
+ABOVE_ZERO = ("learning_rate", "temperature", "teacher_temperature", "sinkhorn_epsilon", "crop_min", "crop_start", "crop_milestone", "patch_min", "mix_alpha", "densify_temperature")
 AT_MOST_ONE = ("crop_min", "patch_min", "crop_start", "crop_milestone", "ema", "ema_end", "momentum", "center_momentum", "label_smoothing", "residual", "category")
 BELOW_ONE = ("held_out",)
 
@@ -366,6 +367,16 @@ def complaint(name: str,   # of the field, without its stage
     if name in BELOW_ONE and value >= 1: return "must be below 1"
     return "must be at most 1" if name in AT_MOST_ONE and value > 1 else ""
 
+def check_values(config,            # a dataclass of values, which may hold others
+                 prefix: str=None,  # what stands before its names on the command line: train, config.recover
+                ):
+    "Raise `UserError` for the first value that cannot be meant."
+    for name, kind in get_type_hints(type(config)).items():
+        value, option = getattr(config, name), f"{prefix}.{name}" if prefix else name
+        if is_dataclass(value): check_values(value, option); continue
+        wrong = complaint(name, value, kind)
+        if wrong: raise UserError(f"--{option} {value}: {wrong}")
+
 # %% ../nbs/pipeline/10_recipes.ipynb #8cc7c193
 def exact_labels(dtype: str, top: Optional[int])->bool:
     "Whether stored labels are the logits themselves, and all of them."
@@ -385,9 +396,7 @@ def check(recipe: Recipe,  # what to look at
     "Raise `UserError` for the first value that cannot be meant."
     for part in fields(recipe):
         stage = getattr(recipe, part.name)
-        for name, kind in get_type_hints(type(stage)).items() if is_dataclass(stage) else ():
-            wrong = complaint(name, getattr(stage, name), kind)
-            if wrong: raise UserError(f"--{part.name}.{name} {getattr(stage, name)}: {wrong}".replace("--peer.", "--"))
+        if is_dataclass(stage): check_values(stage, None if part.name == "peer" else part.name)
     for part in ("train", "hard"):
         if getattr(recipe, part).ema >= 1: raise UserError(f"--{part}.ema {getattr(recipe, part).ema}: must be below 1, or the average stays what the student began with; 0 is no average")
         check_once(part, getattr(recipe, part), recipe.relabel)

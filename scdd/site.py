@@ -12,7 +12,7 @@ import gc, importlib.util, itertools, json, os, re, shutil, subprocess, sys, tim
 from hashlib import sha256
 from pathlib import Path
 from .files import UserError, code_hash, writing
-from .pages import MYST, dead_links, filter_notebook, front_matter, local_links, notebooks, page_name, plain, processed, read_pages, root, slug
+from .pages import MYST, dead_links, filter_notebook, front_matter, notebooks, plain, read_pages, root, slug
 
 # %% ../nbs/practice/45_site.ipynb #89bbed0c
 def code_cells(notebook)->list:

@@ -9,10 +9,10 @@ __all__ = ['PEERS', 'DECOUPLED', 'QUICK', 'JUDGE', 'EXPERTS', 'STRETCH', 'TWO_CO
 
 # %% ../../nbs/peers/25_compare.ipynb #055bfa71
 import importlib
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from ..files import UserError, nearest
-from ..recipes import Architecture, Recipe
+from ..recipes import Architecture, Recipe, check_values
 
 # %% ../../nbs/peers/25_compare.ipynb #1602c93e
 PEERS = {  # method: (module of scdd.peers, its configuration, in one line)
@@ -135,7 +135,8 @@ def check_peer(method: str, data, ipc: int, config, teacher=None):
     if PEERS[method][0] == "trajectories": return module.check_match(data, ipc, config)
     if method == "rded": return module.check_tiles(data, ipc, config)
     if method in DECOUPLED: module.check_config(module.suited(config, ipc, data), 1 + len(config.backbones) * (not teacher))
-    elif method != "random": module.check_config(config)
+    elif hasattr(module, "check_config"): module.check_config(config)
+    else: check_values(config, "config")
     start = getattr(config, "recover", config)
     importlib.import_module("scdd.peers.coresets").check_ipc(data, ipc, real=getattr(start, "init", "real") != "noise")
 

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['CONVNET', 'CORESETS', 'class_indices', 'draw_real', 'check_ipc', 'statistics', 'normalised', 'pixels_of',
-           'start_images', 'as_set', 'made_by', 'Random', 'random', 'Training', 'check_config', 'new_notes', 'note',
-           'close_run', 'judge_step', 'new_judge', 'rate', 'order_of', 'check_losses', 'train_judge', 'error_norms',
-           'Observed', 'resume', 'origin_of', 'fresh_state', 'observe', 'class_features', 'nearest_images',
-           'centres_of', 'chosen_set', 'KMeans', 'kmeans', 'herd', 'Herding', 'herding', 'Forgetting', 'extreme',
-           'forgetting', 'EL2N', 'el2n']
+           'start_images', 'as_set', 'made_by', 'Random', 'random', 'Training', 'new_notes', 'note', 'close_run',
+           'judge_step', 'new_judge', 'rate', 'order_of', 'check_losses', 'train_judge', 'error_norms', 'Observed',
+           'resume', 'origin_of', 'fresh_state', 'observe', 'class_features', 'nearest_images', 'centres_of',
+           'chosen_set', 'KMeans', 'kmeans', 'herd', 'Herding', 'herding', 'Forgetting', 'extreme', 'forgetting',
+           'EL2N', 'el2n']
 
 # %% ../../nbs/peers/20_coresets.ipynb #d9b107fc
 import json, time
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Literal, get_type_hints
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from ..data import ImageData, batches, random_subset, to_device
 from ..device import autocast, generator, pick, seed_of
 from ..files import Checkpoint, UserError, nearest, progress
 from ..models import Network, build
-from ..recipes import Architecture, complaint
+from ..recipes import Architecture, check_values
 from ..recover import SyntheticSet, to_bytes
 
 # %% ../../nbs/peers/20_coresets.ipynb #366ca53e
@@ -139,16 +139,6 @@ class Training:
     augment: bool = True  # shifted (and, where allowed, mirrored) images; False: the images as they are
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # arithmetic of the training steps; auto is float32 on a CPU
 
-def check_config(config,           # any of the frozen tables of this part
-                 prefix="config",  # how the command line calls it
-                ):
-    "Refuse the first value that cannot be meant."
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if is_dataclass(value): check_config(value, f"{prefix}.{name}"); continue
-        wrong = complaint(name, value, kind) or ("must be at least 1" if name in ("networks", "restarts") and value < 1 else "")
-        if wrong: raise UserError(f"--{prefix}.{name} {value}: {wrong}")
-
 # %% ../../nbs/peers/20_coresets.ipynb #266c573d
 def new_notes(count: int, device)->dict:
     "Of each image: three notes on the network that is training, and three sums over the networks that are done."
@@ -260,7 +250,7 @@ def observe(data: ImageData,
             title="coreset",   # what the progress bar and errors call it
            )->Observed:
     "Train the networks of a config on all of the data, and note how each image fares."
-    check_config(config); device, store, began = pick(device), Checkpoint(checkpoint), time.monotonic()
+    check_values(config, "config"); device, store, began = pick(device), Checkpoint(checkpoint), time.monotonic()
     origin, networks = origin_of(data, config, seed), getattr(config, "networks", 1)
     if config.precision == "auto" and device.type == "cpu": config = replace(config, precision="float32")
     state = resume(store, origin) or fresh_state(data, config, networks)

@@ -24,12 +24,12 @@ from ..augment import view_settings
 from ..bn import combine, moments, running_statistics
 from ..data import random_subset, to_float
 from ..device import autocast, generator, pick
-from ..files import Checkpoint, UserError, nearest, progress, write_tensors
+from ..files import Checkpoint, UserError, fingerprint, nearest, progress
 from ..models import Network, bn_layers, load_network, save_network
 from .coresets import as_set, check_ipc, class_indices
 from ..pretrain import fitted, pretrain
-from ..recipes import RECIPES, Architecture, Pretrain, Recover, Train
-from ..recover import arrange, check_finite, check_fit, first_images, frozen, in_batches, losses_of, low_loss_patches, made_with, recover, resume_batch, thin, to_bytes, view
+from ..recipes import RECIPES, Architecture, Pretrain, Recover, Train, check_values
+from ..recover import arrange, check_finite, check_fit, first_images, frozen, in_batches, losses_of, low_loss_patches, made_with, recover, resume_batch, thin, view
 
 # %% ../../nbs/peers/24_decoupled.ipynb #19aa919c
 SRE2L_RECIPE = RECIPES["cifar100-sre2l"]
@@ -55,9 +55,13 @@ def trained_teacher(data, architecture: Architecture, config: Pretrain, seed, de
     "Train a network on the real images, or read the one that an interrupted run left."
     path = Path(folder)/f"{architecture.name}-{seed}.safetensors" if folder else None
     if path is None: return pretrain(data, architecture, config, seed, device)
-    if not path.is_file(): save_network(path, pretrain(data, architecture, config, seed, device, checkpoint=path.with_suffix("")))
+    if not path.is_file():
+        network = pretrain(data, architecture, config, seed, device, checkpoint=path.with_suffix(""))
+        network.about["fingerprint"] = data.fingerprint
+        save_network(path, network)
     found = load_network(path, list(data.classes), architecture)
-    if found.about["config"] != json.loads(json.dumps(asdict(fitted(config, len(data))))): raise UserError(f"{path}: was trained with other settings; delete {path.parent.parent} to start again")
+    wanted = json.loads(json.dumps({"config": asdict(fitted(config, len(data))), "fingerprint": data.fingerprint}))
+    if {name: found.about.get(name) for name in wanted} != wanted: raise UserError(f"{path}: was trained with other settings or on other images; delete {path.parent.parent} to start again")
     return found
 
 def teachers_for(config, data, seed=0, device="auto", teacher=None, checkpoint=None)->list:  # of Networks
@@ -84,9 +88,7 @@ def plain(config)->bool:
 
 def check_config(config, networks: int):
     "Refuse settings that mean nothing, before anything is trained."
-    for name in ("category", "residual"):
-        if not 0 <= getattr(config, name) <= 1: raise UserError(f"--config.{name} {getattr(config, name):g}: give a share from 0 to 1")
-    if config.conv_patch < 0: raise UserError(f"--config.conv_patch {config.conv_patch}: give the side of a patch in pixels, or 0 for none")
+    check_values(config, "config")
     if config.residual and config.recover.init == "noise": raise UserError("--config.residual: images that start from noise have no real patch to be mixed with; give --config.recover.init patch")
     if config.residual and not 1 <= config.blocks <= config.recover.steps: raise UserError(f"--config.blocks {config.blocks}: give 1 to {config.recover.steps}, the number of steps")
     if plain(config) and networks == 1: return
@@ -151,6 +153,7 @@ class RDED:
 
 def check_tiles(data, ipc: int, config: RDED)->int:  # patches of each class
     "Refuse a factor that does not divide the images, and an IPC for whose tiles there are too few of them."
+    check_values(config, "config")
     smallest, tiles = int(np.bincount(data.labels, minlength=len(data.classes)).min()), config.factor**2
     if config.factor < 1 or data.size % config.factor: raise UserError(f"--config.factor {config.factor}: images of {data.size} pixels cannot be cut into {config.factor}×{config.factor} equal tiles; give a factor that divides {data.size}")
     if ipc * tiles > smallest: raise UserError(f"--ipc {ipc}: with --config.factor {config.factor} an image has {tiles} tiles, each of another real image, and the smallest class of {data.name} has {smallest}; give at most {smallest // tiles}, or a smaller factor")
@@ -184,7 +187,7 @@ def rded(data, ipc, config=RDED(), seed=0, device="auto", checkpoint=None, teach
     ask = padded(network, data.size // config.factor) if config.scored == "padded" and config.factor > 1 else network
     looked = min(max(config.candidates, needed), int(np.bincount(data.labels).min()))
     real, classes = random_subset(data, looked, seed), range(len(data.classes))
-    store, about = Checkpoint(Path(checkpoint)/"images" if checkpoint else None), json.loads(json.dumps({"config": asdict(config), "ipc": ipc, "seed": seed, "data": data.fingerprint}))
+    store, about = Checkpoint(Path(checkpoint)/"images" if checkpoint else None), json.loads(json.dumps({"config": asdict(config), "ipc": ipc, "seed": seed, "data": data.fingerprint, "networks": [fingerprint(*one.state_dict().values()) for one in teachers]}))
     state = store.load(); done = state["done"] if state and state["about"] == about else []
     for label in progress(classes[len(done):], "rded", unit="class", total=len(classes), initial=len(done)):
         images = torch.from_numpy(np.array(real.images[label * looked:(label + 1) * looked])).to(device)

@@ -15,7 +15,7 @@ __all__ = ['WORTH_COMPILING', 'LARGEST_ZCA', 'TINY', 'PUBLISHED', 'CHECK_EVERY',
 # %% ../../nbs/peers/23_trajectories.ipynb #43129514
 import copy, json, math, statistics, sys, tempfile, time, weakref
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Optional
 import numpy as np
@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from ..data import ImageData, batches, to_device
 from ..device import autocast, can_compile, generator, pick, seed_of
-from ..files import Checkpoint, UserError, progress, read_json, read_tensors, remove, write_json, write_tensors
+from ..files import Checkpoint, UserError, progress, read_json, remove, write_json, write_tensors
 from ..processes import everyone, from_first, mine, rank
 from ..models import Network, build, essential
 from .coresets import as_set, check_ipc, normalised, pixels_of, start_images
