@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['EXTENSIONS', 'LAYOUT', 'FULL_LOOK', 'ABOUT', 'NAMES', 'FOLDERS', 'DOWNLOADS', 'SIZES', 'raw_digits', 'fit',
            'ImageData', 'check', 'take', 'pick_classes', 'class_name', 'keep_classes', 'pixel_moments', 'mean_std',
-           'digits', 'short_hash', 'images_in', 'class_folders', 'Listing', 'list_tree', 'is_tiny', 'list_tiny',
-           'read_table', 'decode', 'open_image', 'agree', 'decode_block', 'decode_all', 'in_order', 'worker_pool',
-           'follow_parent', 'write_pixels', 'quick_state', 'full_state', 'prepared', 'read_about', 'writable',
-           'forget_old', 'data_root', 'find', 'layout', 'find_known', 'available', 'folder_source', 'read_listing',
-           'download_source', 'read_cifar', 'cifar', 'hold_out', 'load', 'load_files', 'to_device', 'room', 'by_rows',
-           'to_float', 'batches', 'random_rows', 'random_subset', 'class_folder']
+           'digits', 'short_hash', 'readable', 'images_in', 'class_folders', 'Listing', 'list_tree', 'is_tiny',
+           'list_tiny', 'read_table', 'decode', 'open_image', 'agree', 'decode_block', 'decode_all', 'in_order',
+           'worker_pool', 'follow_parent', 'write_pixels', 'quick_state', 'full_state', 'prepared', 'read_about',
+           'writable', 'forget_old', 'data_root', 'find', 'layout', 'find_known', 'available', 'folder_source',
+           'read_listing', 'download_source', 'read_cifar', 'cifar', 'hold_out', 'load', 'load_files', 'to_device',
+           'room', 'by_rows', 'to_float', 'batches', 'random_rows', 'random_subset', 'class_folder']
 
 # %% ../nbs/pipeline/01_data.ipynb #b7efc99d
-import ctypes, fnmatch, functools, hashlib, http.client, multiprocessing, os, re, signal, socket, sys, tarfile, time
+import ctypes, fnmatch, functools, glob, hashlib, http.client, multiprocessing, os, re, signal, socket, sys, tarfile, time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -159,9 +159,15 @@ def short_hash(data, digits=24)->str:
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LAYOUT = "train/<class>/*.png and test/<class>/*.png (or val/…; JPEG and other formats too)"
 
+def readable(name: str)->str:
+    "The name of a file or folder again; one that is no UTF-8, as in old archives, cannot be written into any note."
+    try: name.encode()
+    except UnicodeEncodeError: raise UserError(f"{os.fsencode(name).decode('utf-8', 'backslashreplace')}: this name of a file or folder is no UTF-8; rename it") from None
+    return name
+
 def images_in(folder: Path)->list:
     "The image files of a class folder, sorted; none is an error."
-    files = [folder/n for n in sorted(os.listdir(folder)) if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
+    files = [folder/n for n in sorted(map(readable, os.listdir(folder))) if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
     if not files: raise UserError(f"{folder}: no images in this class folder; put some there or remove it")
     return files
 
@@ -169,7 +175,7 @@ def images_in(folder: Path)->list:
 def class_folders(folder: Path)->dict:
     "Class name to folder, in sorted order; hidden folders and loose files do not count."
     if not folder.is_dir(): return {}
-    with os.scandir(folder) as entries: names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    with os.scandir(folder) as entries: names = sorted(readable(e.name) for e in entries if e.is_dir() and not e.name.startswith("."))
     return {n: folder/n for n in names}
 
 # %% ../nbs/pipeline/01_data.ipynb #d5604f68
@@ -246,6 +252,7 @@ def open_image(path: Path, rgb=False)->Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
+            if image.mode[0] in "IF": raise ValueError(f"its mode is {image.mode}, with more than 8 bits for a value; save it as RGB or L (grey)")
             ImageOps.exif_transpose(image, in_place=True)
             return image.convert("RGB") if rgb and image.mode != "RGB" else image
     except MemoryError: raise
@@ -324,7 +331,7 @@ def full_state(watch)->tuple:  # the hash, and the number of files
     "A hash of the name, size and time of every file in these folders."
     parts, count = [], 0
     for path in map(str, watch):
-        names = sorted(n for n in os.listdir(path) if not n.startswith(".")) if os.path.isdir(path) else [""]
+        names = sorted(n for n in map(readable, os.listdir(path)) if not n.startswith(".")) if os.path.isdir(path) else [""]
         stats = [os.stat(f"{path}/{n}" if n else path) for n in names]
         parts += [path.encode(), "/".join(names).encode(), np.array([(s.st_size, s.st_mtime_ns) for s in stats], np.int64).tobytes()]
         count += len(names)
@@ -380,8 +387,8 @@ def writable(cache: Path)->Path:
 # %% ../nbs/pipeline/01_data.ipynb #b3445372
 def forget_old(cache: Path, stem: str, keep: Path):
     "Remove the pixels of earlier states, and what a killed process left an hour ago or more."
-    left = [p for p in cache.glob(f".{stem}-*.part") if time.time() - p.stat().st_mtime > 3600]
-    for path in [*cache.glob(f"{stem}-*.npy"), *left]:
+    left = [p for p in cache.glob(f".{glob.escape(stem)}-*.part") if time.time() - p.stat().st_mtime > 3600]
+    for path in [*cache.glob(f"{glob.escape(stem)}-*.npy"), *left]:
         if path != keep:
             try: path.unlink()
             except OSError: pass  # another process still maps it (Windows)
@@ -446,7 +453,8 @@ def folder_source(name, kind, path, wanted, size)->tuple:  # key, and function o
     known = tuple(listed(path, "train").folders)
     classes = pick_classes(known, wanted, name)
     def source(split):
-        listing = listed(path, split).only(classes)
+        there = listed(path, split); listing = there.only(classes)
+        if new := [name for name in there.folders if name not in known]: raise UserError(f"{there.where()}: train has no class {new[0]}; add images of it there, or remove it from {split}")
         return listing.watch(), lambda: read_listing(listing, size, rgb)
     return (str(path), None if classes == known else classes, size, rgb), source
 

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'writing', 'remove', 'write_json', 'read_json', 'write_tensors', 'read_tensors', 'read_about',
-           'read_rows', 'tensor_file', 'Checkpoint', 'progress', 'cache_folder', 'fingerprint', 'code_hash']
+           'read_rows', 'tensor_file', 'Checkpoint', 'progress', 'cache_folder', 'fingerprint', 'module_sources',
+           'code_hash']
 
 # %% ../nbs/pipeline/00_files.ipynb #664c536b
 import difflib, hashlib, importlib.util, json, os, re, secrets, shutil, sys, time
@@ -129,14 +130,17 @@ def fingerprint(*arrays)->str:
     for array in arrays: digest.update(np.ascontiguousarray(array.detach().cpu() if hasattr(array, "detach") else array))
     return digest.hexdigest()[:16]
 
-def code_hash(*modules):
-    "Twelve hex digits of the source of these modules and of all scdd modules that they import."
-    seen, queue = {}, list(modules)
+def module_sources(*modules)->dict:  # {"scdd.bn": its text, …}
+    "The source of these scdd modules and of all scdd modules that they import."
+    found, queue = {}, list(modules)
     while queue:
-        name = queue.pop()
-        if name in seen: continue
+        if (name := queue.pop()) in found: continue
         module = importlib.util.find_spec(name)                       # its place, without running it
-        seen[name] = Path(module.origin).read_text(encoding="utf-8")
-        found = re.findall(r"^\s*from (scdd\.[\w.]+|\.+\w[\w.]*) import", seen[name], re.M)
-        queue += [importlib.util.resolve_name(other, module.parent) for other in found]
-    return hashlib.sha256("".join(seen[k] for k in sorted(seen)).encode()).hexdigest()[:12]
+        found[name] = Path(module.origin).read_text(encoding="utf-8")
+        others = re.findall(r"^\s*from (scdd\.[\w.]+|\.+\w[\w.]*) import", found[name], re.M)
+        queue += [importlib.util.resolve_name(other, module.parent) for other in others]
+    return dict(sorted(found.items()))
+
+def code_hash(*modules)->str:
+    "Twelve hex digits of the source of these modules and of all scdd modules that they import."
+    return hashlib.sha256("".join(module_sources(*modules).values()).encode()).hexdigest()[:12]

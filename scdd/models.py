@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'RESNETS', 'VGGS', 'LAYOUTS', 'PLAIN', 'HEADS', 'scalar', 'ALLOWED', 'Projection', 'resnet', 'bn_layers',
-           'require_batchnorm', 'ConvNet', 'vgg', 'vit', 'timm_model', 'backbone', 'seeded', 'Network', 'build',
-           'knn_accuracy', 'save_network', 'essential', 'same', 'unfitting', 'load_network', 'flatten', 'conversion',
-           'read_pickle', 'branch_of', 'plain_layout', 'read_checkpoint', 'without_heads', 'described',
+           'require_batchnorm', 'check_takes', 'ConvNet', 'vgg', 'vit', 'timm_model', 'backbone', 'seeded', 'Network',
+           'build', 'knn_accuracy', 'save_network', 'essential', 'same', 'unfitting', 'load_network', 'flatten',
+           'conversion', 'read_pickle', 'branch_of', 'plain_layout', 'read_checkpoint', 'without_heads', 'described',
            'architecture_of', 'network_from_checkpoint']
 
 # %% ../nbs/pipeline/03_models.ipynb #e89ba229
@@ -59,6 +59,10 @@ def require_batchnorm(network: nn.Module, stage: str)->list:  # of (name, BatchN
     name = network.architecture.name if hasattr(network, "architecture") else type(network).__name__
     if not layers: raise UserError(f"{stage}: {name} has no BatchNorm layers, whose statistics this stage needs; choose a network that has (resnet18, or convnet with norm batch)")
     return layers
+
+def check_takes(network, data, where):
+    "Refuse a network that was made for images of another kind."
+    if (network.channels, network.size) != (data.channels, data.size): raise UserError(f"{where}: the network takes {network.channels}-channel images of {network.size} pixels, those of {data.name} have {data.channels} and {data.size}; give one that was trained on such images")
 
 # %% ../nbs/pipeline/03_models.ipynb #2773609e
 class ConvNet(nn.Module):

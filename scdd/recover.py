@@ -16,6 +16,7 @@ from functools import partial
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import nn
@@ -389,7 +390,7 @@ def recover_batch(network, read,     # of `reader`
     def losses_at(step, size):
         optimizer.zero_grad(); seen = view(images, config, step, generator(device, *key, step))
         if whole and size == len(start): whole.turn = 0; return down(whole(seen, labels))
-        go, parts = (backward_in_parts if size < len(start) else backward), (replace(config, micro_batch=size) if size < (config.micro_batch or len(start)) else config)
+        go, parts = (backward_in_parts if size < len(start) else backward), (SimpleNamespace(**vars(config) | {"micro_batch": size}) if size < (config.micro_batch or len(start)) else config)
         return go(read, seen, labels, stored, parts)
     looked, at_once = time.monotonic(), min(config.micro_batch or len(start), len(start))
     for step in range(first, config.steps):

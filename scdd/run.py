@@ -10,8 +10,8 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'SHARED', 'ENDED', 'BATCHES', 'plan',
            'store_network', 'make_recover', 'with_extra', 'make_more', 'splits', 'make_peer', 'store_images',
            'make_relabel', 'stores', 'kept_line', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data',
            'steps', 'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order', 'check_batches', 'preview',
-           'check_students', 'check_networks', 'complete', 'same_images', 'conclude', 'report_of', 'typed', 'unusual',
-           'with_peer', 'as_plain', 'sizes', 'curves', 'summary']
+           'check_students', 'check_lone', 'check_networks', 'complete', 'tested_alike', 'same_images', 'conclude',
+           'report_of', 'typed', 'unusual', 'with_peer', 'as_plain', 'sizes', 'curves', 'summary']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, json, os, re, shlex, shutil, signal, sys, tempfile, time
@@ -419,11 +419,8 @@ def kept_line(recipe, facts)->str:
 
 def agreement(teacher, made)->float:
     "The share of the images that the teacher puts into the class they were made for."
-    import torch
-    from scdd.data import to_float
-    device, labels = next(teacher.parameters()).device, torch.as_tensor(made.labels)
-    with torch.no_grad(): guesses = [teacher(to_float(part.to(device))).argmax(1).cpu() for part in torch.as_tensor(made.images).split(256)]
-    return (torch.cat(guesses) == labels).float().mean().item()
+    from scdd.align import accuracy
+    return accuracy(teacher, made, next(teacher.parameters()).device, 256, "float32")
 
 # %% ../nbs/pipeline/11_run.ipynb #8b99d01e
 def make_figure(work, folder, kept, figure):
@@ -560,10 +557,15 @@ def check_students(work):
     "Refuse a student that cannot be built for these images, or one that would see its images one by one and needs several at once."
     from scdd.models import bn_layers, build
     recipe = work.recipe
-    if not bn_layers(build(recipe.student, work.train, 0)): return
+    if not bn_layers(student := build(recipe.student, work.train, 0)): return
     if len(work.train.classes) * recipe.recover.ipc == 1: raise UserError("--recover.ipc 1: one image alone cannot train a network with BatchNorm, which needs at least two; give more images or more classes")
-    for part in ("train", "hard"):
-        if getattr(recipe, part).batch == 1: raise UserError(f"--{part}.batch 1: one image alone cannot train a network with BatchNorm, which needs at least two at once; give 2 or more")
+    check_lone(student, {"train": recipe.train, "hard": recipe.hard})
+
+def check_lone(student, configs: dict):  # {"train": Train, …}
+    "Refuse to show a network with BatchNorm one image at a time."
+    from scdd.models import bn_layers
+    for part, config in configs.items():
+        if config.batch == 1 and bn_layers(student): raise UserError(f"--{part}.batch 1: one image alone cannot train a network with BatchNorm, which needs at least two at once; give 2 or more")
 
 def check_networks(work):
     "Refuse a network without BatchNorm, and additions that recovery cannot have."
@@ -577,13 +579,21 @@ def check_networks(work):
 
 def complete(work, names, reuse=()):
     "Make what is missing of these results; their facts."
-    facts, makers = {}, steps(work)
+    facts, makers, reuse = {}, steps(work), tested_alike(work, reuse)
     missing = [name for name in names if not (work.folder/name/"stage.json").is_file()]
     for name in names:
         if name in missing and "data" in facts: same_images(work, facts["data"])
         mark = facts["data"]["fingerprint"] if "data" in facts else work.train.fingerprint if missing else ""
         facts[name] = once(work.folder, name, key(name, work.recipe, work.seed, mark), makers[name], reuse)
     return facts
+
+def tested_alike(work, folders)->list:
+    "The other run folders without those whose accuracies are of another test set, which keys do not know."
+    def alike(folder):
+        note = Path(folder)/"data"/"stage.json"
+        if not note.is_file() or read_json(note)["fingerprint"] != work.train.fingerprint or read_json(note)["test_fingerprint"] == work.test.fingerprint: return True
+        return say(f"{folder}: has other test images; nothing is taken from it") or False
+    return [folder for folder in folders if alike(folder)]
 
 def same_images(work, facts):
     "Raise `UserError` where the images are no longer those that the run began with."

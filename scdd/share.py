@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'READ', 'PICKLES', 'HEAD', 'set_of', 'run_of', 'as_imagefolder', 'as_npz', 'as_huggingface', 'card',
-           'without_paths', 'front', 'export', 'exporting', 'position', 'fitted', 'load_any', 'read_npz',
-           'read_pictures', 'soft_of', 'read_table', 'protocols', 'adapted', 'random_like', 'labeller', 'judged',
-           'score', 'scored', 'written', 'cells', 'as_markdown']
+           'without_paths', 'front', 'export', 'exporting', 'position', 'fitted', 'load_any', 'counted', 'read_npz',
+           'about_of', 'read_pictures', 'soft_of', 'read_table', 'protocols', 'adapted', 'random_like', 'labeller',
+           'judged', 'score', 'scored', 'written', 'cells', 'as_markdown']
 
 # %% ../nbs/practice/46_share.ipynb #46000004
 import argparse, csv, json, re
@@ -17,7 +17,7 @@ from .data import ImageData, class_folder, class_folders, decode_all, images_in,
 from .files import UserError, fingerprint, nearest, read_json, write_json, writing
 from .recipes import PROTOCOLS, Peer, Recipe, Train, check_once, flatten, from_dict
 from .recover import SyntheticSet, load_set, save_set, to_pil
-from .run import TEACHER, Work, as_learned, claim, complete, elsewhere, is_first, key, locked, meet, once, say, typed, wait
+from .run import TEACHER, Work, as_learned, check_lone, claim, complete, elsewhere, is_first, key, locked, meet, once, say, typed, wait
 
 # %% ../nbs/practice/46_share.ipynb #4600000b
 def set_of(folder,  # of a set, or of a run
@@ -71,7 +71,7 @@ def card(made: SyntheticSet,
          form: str,     # of FORMATS
         )->str:         # Markdown
     "What a stranger should know of a set."
-    from scdd.train import KINDS, percent, protocol
+    from scdd.train import KINDS, judged_on, percent, protocol
     recipe, report = known.get("recipe"), known.get("report", {})
     data = Path(recipe.data.name).name if recipe else "a data set that its maker has to name"
     method = recipe.peer.method if recipe and recipe.peer else "recovery from a network" if recipe else made.provenance.get("method", "an unknown method")
@@ -80,8 +80,9 @@ def card(made: SyntheticSet,
     text = [f"# {title}", f"{per_class} images of {made.size}×{made.size} pixels for each of {len(made.classes)} classes, made by {method} with scdd" + (f", recipe {recipe.name}." if recipe else "."), f"To read: {READ[form]}."]
     text += ["## Accuracy"]
     if report:
-        text += ["Of networks trained from scratch on the set, after their last epoch, on the whole test set; beside it as many random real images under the same labels.",
-                 "\n".join(["| trained on | test accuracy |", "|---|---|", *(f"| {KINDS[kind]} | {percent(found)} |" for kind, found in report["accuracy"].items())]),
+        name, where = judged_on(report["recipe"])
+        text += [f"Of networks trained from scratch on the set, after their last epoch, on {where}; beside it as many random real images under the same labels.",
+                 "\n".join([f"| trained on | {name} |", "|---|---|", *(f"| {KINDS[kind]} | {percent(found)} |" for kind, found in report["accuracy"].items())]),
                  *(protocol(report["recipe"][part], report["recipe"]["relabel"]) for part in ("train", "hard"))]
     else: text += ["Not measured. `scdd evaluate FOLDER RECIPE` does."]
     text += ["## Made with"]
@@ -141,9 +142,11 @@ def export(source,     # folder of a set, or of a run
     place, out = set_of(source), Path(out)
     if out.exists(): raise UserError(f"--out {out}: is there already; name a folder that is not, or delete it")
     made = load_set(place)
-    with writing(out) as beside:
-        FORMATS[form](made, beside)
-        (beside/"README.md").write_text(card(made, run_of(place), form), encoding="utf-8")
+    try:
+        with writing(out) as beside:
+            FORMATS[form](made, beside)
+            (beside/"README.md").write_text(card(made, run_of(place), form), encoding="utf-8")
+    except (NotADirectoryError, FileNotFoundError, PermissionError) as error: raise UserError(f"--out {out}: cannot be made ({error.strerror}); name another folder") from None
     return out
 
 def exporting(words: list):
@@ -183,7 +186,7 @@ def fitted(made: SyntheticSet,
     soft = made.soft_labels
     if soft is not None and soft.shape != (len(made), len(places)): raise UserError(f"{where}: soft labels of shape {'×'.join(map(str, soft.shape))}, where {len(made)} images of {len(places)} classes need {len(made)}×{len(places)}; correct them or leave them out")
     if soft is not None: soft = soft[:, np.argsort(places)]
-    return replace(made, labels=labels, classes=tuple(data.classes), mean=tuple(data.mean), std=tuple(data.std), soft_labels=soft)
+    return replace(made, labels=labels, classes=tuple(data.classes), mean=tuple(data.mean), std=tuple(data.std), soft_labels=soft, provenance=made.provenance | {"data": data.name})  # the name decides whether images are mirrored
 
 # %% ../nbs/practice/46_share.ipynb #4600001d
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -198,18 +201,23 @@ def load_any(path,       # a set or run of ours, an .npz, a folder with a table,
     arrays = [path] if path.suffix == ".npz" else sorted(path.glob("*.npz"))
     pickles = [one for one in (path, *(sorted(path.iterdir()) if path.is_dir() else ())) if one.suffix.lower() in PICKLES]
     if any((one/"set.json").is_file() for one in (path, path/"recover")): made = load_set(set_of(path))
-    elif len(arrays) == 1: made = read_npz(arrays[0])
+    elif len(arrays) == 1: made = read_npz(arrays[0], data)
     elif pickles: raise UserError(f"{pickles[0]}: is a pickle, and reading one runs whatever its writer put into it; have the images saved as PNG in class folders, or as .npz")
-    else: made = read_pictures(path, size)
+    else: made = read_pictures(path, size, data)
     return made if data is None else fitted(made, data, path)
 
-def read_npz(path: Path)->SyntheticSet:
+def counted(labels, data=None)->tuple:
+    "Names of classes that have numbers only: the data's, as far as these go, else the numbers."
+    count = max(map(int, labels)) + 1
+    return tuple(map(str, range(count) if data is None or count > len(data.classes) else data.classes[:count]))
+
+def read_npz(path: Path, data=None)->SyntheticSet:
     "What `as_npz` wrote, or somebody else in the same names."
     try:
         with np.load(path, allow_pickle=False) as file: arrays = dict(file)
         images, labels = np.ascontiguousarray(arrays["images"].transpose(0, 3, 1, 2)), arrays["labels"].astype(np.int64)
         if labels.shape != images.shape[:1]: raise ValueError(f"labels of shape {'×'.join(map(str, labels.shape))} for {len(images)} images; one whole number for each is needed")
-        classes = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else tuple(map(str, range(int(labels.max()) + 1)))
+        classes = tuple(arrays["classes"].astype(str).tolist()) if "classes" in arrays else counted(labels, data)
         mean, std = (tuple(arrays[name].tolist()) for name in ("mean", "std")) if "mean" in arrays else mean_std(*pixel_moments(images))
         transform = {name.removeprefix("transform."): array for name, array in arrays.items() if name.startswith("transform.")}
         step = arrays.get("learned_step")
@@ -217,18 +225,30 @@ def read_npz(path: Path)->SyntheticSet:
     except KeyError as error: raise UserError(f"{path}: has no array {error}; it needs images (uint8 N×H×W×C) and labels, and may have classes, mean and std") from None
     except Exception as error: raise UserError(f"{path}: not readable as a set ({str(error).splitlines()[0]}); it needs images (uint8 N×H×W×C) and labels, and nothing pickled") from None
 
-def read_pictures(path: Path, size=None)->SyntheticSet:
+def about_of(path: Path)->dict:
+    "What about.json says of a set: classes, mean and std, if they are what they should be."
+    file = path/"about.json"
+    found = read_json(file) if file.is_file() else {}
+    lists = {"classes": str, "mean": (int, float), "std": (int, float)}
+    if not isinstance(found, dict): raise UserError(f"{file}: must be a table of values, such as {{\"classes\": [\"cat\", \"dog\"]}}; correct it, or delete it")
+    for name, kind in lists.items():
+        if name in found and not (isinstance(found[name], list) and found[name] and all(isinstance(one, kind) for one in found[name])): raise UserError(f"{file}: {name} must be a list of {'names' if kind is str else 'numbers, one for each channel'}; correct it, or delete the file")
+    return found
+
+def read_pictures(path: Path, size=None, data=None)->SyntheticSet:
     "Pictures in a folder with a table, or in class folders; in `train/` where there is one."
     base = path/"train" if (path/"train").is_dir() else path
-    about = read_json(path/"about.json") if (path/"about.json").is_file() else {}
-    rows = read_table(base)
+    about, rows = about_of(path), read_table(base)
     soft = soft_of(rows, base)
     for row in rows:
         if not (base/row["file_name"]).resolve().is_relative_to(base.resolve()): raise UserError(f"{base}: its table names {row['file_name']}, which lies outside of the folder; a set holds its own pictures")
     if not rows: rows = [{"file_name": file.relative_to(base), "label": name} for name, folder in class_folders(base).items() for file in images_in(folder)]
     if not rows: raise UserError(f"{path}: holds no set.json, no .npz, no metadata.jsonl and no class folders; a set is one of these")
     names = [str(row.get("class", row["label"])) for row in rows]
-    classes = tuple(about.get("classes", dict.fromkeys(names)))
+    numbers = all("file_name" in row and "class" not in row and name.isdecimal() for row, name in zip(rows, names)) and not any(isinstance(row["file_name"], Path) for row in rows)
+    if numbers and "classes" not in about: names = [str(int(name)) for name in names]; classes = counted(names, data); names = [classes[int(name)] for name in names]
+    elif soft is not None and "classes" not in about: raise UserError(f"{base}: its table has soft labels and names of classes, and nothing says which column is which; give the classes in their order in {path/'about.json'}, or leave soft_labels out")
+    else: classes = tuple(about.get("classes", dict.fromkeys(names)))
     if unknown := [name for name in names if name not in classes]: raise UserError(f"{path/'about.json'}: its classes lack {unknown[0]}, which the table has; add it")
     images = np.concatenate(list(decode_all([base/row["file_name"] for row in rows], size)))
     mean, std = (tuple(about[name]) for name in ("mean", "std")) if "mean" in about else mean_std(*pixel_moments(images))
@@ -282,8 +302,10 @@ def random_like(data: ImageData, made: SyntheticSet, seed=0)->ImageData:
 # %% ../nbs/practice/46_share.ipynb #46000026
 def labeller(work: Work, reuse, file=None)->tuple:  # the network, and who it is
     "The teacher: of a file, of a run that is reused, or the recipe's supervised network."
-    from scdd.models import load_network
-    if file: return load_network(file, list(work.train.classes)).to(work.device), f"given ({Path(file).name})"
+    from scdd.models import check_takes, load_network
+    if file:
+        given = load_network(file, list(work.train.classes)); check_takes(given, work.train, f"--teacher {file}")
+        return given.to(work.device), f"given ({Path(file).name})"
     arm = work.recipe.relabel.teacher
     if not elsewhere(TEACHER[arm], key(TEACHER[arm], work.recipe, work.seed, work.train.fingerprint), [work.folder, *reuse]): arm = "supervised"
     taught = replace(work, recipe=replace(work.recipe, relabel=replace(work.recipe.relabel, teacher=arm)))
@@ -294,7 +316,7 @@ def labeller(work: Work, reuse, file=None)->tuple:  # the network, and who it is
 def judged(work: Work, name: str, sets, config: Train, teacher, relabel, test, origin: str)->dict:
     "Students of one protocol on one set; trained unless that is done."
     from scdd.train import commit, describe_students, evaluate, percent
-    depends = [describe_students(sets, work.recipe.student, config, work.seed, teacher, relabel, test), config.students, origin]
+    depends = [describe_students(sets, work.recipe.student, config, work.seed, teacher, relabel, test), config.students, origin, work.train.fingerprint]
     wanted, title = fingerprint(np.frombuffer(json.dumps(depends, sort_keys=True).encode(), np.uint8)), name.replace("/", ", ")
     def make(folder, kept):
         found = evaluate(sets, work.recipe.student, config, work.seed, work.device, teacher, relabel, test, kept, title)
@@ -319,7 +341,8 @@ def score(place,           # a set, as `load_any` takes it
     folder = Path(out or Path("runs")/f"{recipe.name}-on-{(place.parent if place.name == 'recover' else place).stem}")
     work = Work(folder, recipe, int(seed), pick(device), data); meet(work, "train")
     made = load_any(place, work.train, recipe.data.size)
-    random_like(work.train, made); build(recipe.student, work.train, 0)
+    random_like(work.train, made)
+    check_lone(build(recipe.student, work.train, 0), {"hard" if config.labels == "hard" else "train": config for config in chosen.values()})
     with locked(folder):
         claim(folder, recipe, work.seed); wait()
         leader, who = labeller(work, reuse, teacher) if soft else (None, "")
@@ -342,7 +365,7 @@ def scored(work: Work, made: SyntheticSet, name: str, config: Train, leader, who
 # %% ../nbs/practice/46_share.ipynb #46000028
 def written(work: Work, place: Path, made: SyntheticSet, rows: list, relabel, teacher=None)->dict:
     "evaluate.json and evaluate.html; left as they are where nothing was added."
-    from scdd.train import STYLE, contact_sheet, picture, protocol, provenance, table
+    from scdd.train import STYLE, contact_sheet, judged_on, picture, protocol, provenance, table
     file = work.folder/"evaluate.json"
     before = read_json(file) if file.is_file() else {"rows": []}
     if all(row in before["rows"] for row in rows) or not is_first(): return before if file.is_file() else {"rows": rows}
@@ -354,7 +377,7 @@ def written(work: Work, place: Path, made: SyntheticSet, rows: list, relabel, te
     write_json(file, found)
     sheets = [picture(contact_sheet(some, what), what) for some, what in ((made, "The set"), (random_like(work.train, made, 1000 * work.seed), "As many random real images"))]
     named = lambda row: asdict(relabel) | {"teacher": row["teacher"] or relabel.teacher}
-    content = table([cells(row) for row in rows], HEAD, "Test accuracy in % of students trained from scratch: mean ± standard deviation") + f'<div class="pair">{"".join(sheets)}</div>' + table([(row["protocol"], protocol(row["config"], named(row))) for row in rows], ("name", "what it is"), "The protocols")
+    content = table([cells(row) for row in rows], HEAD, f"{judged_on(found['recipe'])[0].capitalize()} in % of students trained from scratch: mean ± standard deviation") + f'<div class="pair">{"".join(sheets)}</div>' + table([(row["protocol"], protocol(row["config"], named(row))) for row in rows], ("name", "what it is"), "The protocols")
     content += table([("command", found["command"]), ("commit", found["commit"]), ("device", found["device"]), *found["versions"].items()], (), "Code, device and versions")
     title = f"{place.name} under {work.recipe.name}".replace("&", "&amp;").replace("<", "&lt;")
     with writing(work.folder/"evaluate.html") as beside:

@@ -11,7 +11,7 @@ __all__ = ['NOT_RUN', 'REDIRECT', 'FOCUS', 'EXTENSIONS', 'FURO', 'COLUMNS', 'BEN
 import gc, importlib.util, itertools, json, os, re, shutil, subprocess, sys, time
 from hashlib import sha256
 from pathlib import Path
-from .files import UserError, code_hash, writing
+from .files import UserError, code_hash, module_sources, writing
 from .pages import MYST, dead_links, filter_notebook, front_matter, notebooks, plain, read_pages, root, slug
 
 # %% ../nbs/practice/45_site.ipynb #89bbed0c
@@ -23,7 +23,8 @@ def stamp(notebook)->str:
     "Twelve hex digits of the code that a notebook's outputs come from."
     code = "\n".join(code_cells(notebook))
     own = [f"scdd.{name}" for name in re.findall(r"^#\| *default_exp +([\w.]+)", code, re.M)]
-    used = set(re.findall(r"^\s*(?:from|import) +(scdd\.[\w.]+)", code, re.M)) - set(own)
+    used = {*re.findall(r"^\s*(?:from|import) +(scdd\.[\w.]+)", code, re.M),
+            *(f"scdd.{word.split()[0]}" for names in re.findall(r"^\s*from +scdd +import +([^#\n;]+)", code, re.M) for word in names.split(","))} - set(own)
     return sha256((code + (code_hash(*used) if used else "")).encode()).hexdigest()[:12]
 
 # %% ../nbs/practice/45_site.ipynb #32f3a010
@@ -225,13 +226,7 @@ def docs():
 # %% ../nbs/practice/45_site.ipynb #aec1b86b
 def module_hashes(*names)->dict:  # {"scdd.bn": "1f2e3d4c", …}
     "Eight hex digits of these modules and of all scdd modules that they import."
-    found, queue = {}, list(names)
-    while queue:
-        if (name := queue.pop()) in found: continue
-        place = importlib.util.find_spec(name); text = Path(place.origin).read_text(encoding="utf-8")
-        found[name] = sha256(text.encode()).hexdigest()[:8]
-        queue += [importlib.util.resolve_name(other, place.parent) for other in re.findall(r"^\s*from (scdd\.[\w.]+|\.+\w[\w.]*) import", text, re.M)]
-    return dict(sorted(found.items()))
+    return {name: sha256(text.encode()).hexdigest()[:8] for name, text in module_sources(*names).items()}
 
 def dated(found,    # a result
           peers=(), # other methods whose images it is about
@@ -285,7 +280,7 @@ def results_table()->str:
     rows = ["| recipe | IPC | distilled, soft | random, soft | distilled, hard | random, hard | all images | device | minutes | command |", "|" + "---|" * 10]
     for path in sorted((root()/"nbs"/"experiments"/"results").glob("*.json")):
         report = read_json(path)
-        if "accuracy" not in report: continue
+        if "accuracy" not in report or report["recipe"]["data"].get("held_out"): continue  # a search's own accuracies are none of the test set
         cells = [path.stem, report["recipe"]["recover"]["ipc"], *(percent(report["accuracy"][c]) for c in COLUMNS),
                  report["device"], "–" if report.get("paused") else f"{sum(report['seconds'].values()) / 60:.1f}", f"`{report['command']}`"]
         rows.append("| " + " | ".join(map(str, cells)) + " |")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'STYLE', 'make_optimizer', 'learning_rate', 'hard_loss', 'squared_loss', 'finite', 'state', 'restore',
-           'own_labels', 'mixed_logits', 'check_labels', 'Student', 'followed', 'train_student', 'summary', 'evaluate',
-           'recorded', 'record', 'summed_up', 'describe_students', 'curve_picture', 'train_full', 'git_commit',
-           'commit', 'version', 'provenance', 'Report', 'percent', 'size', 'duration', 'contact_sheet',
-           'accuracy_picture', 'table', 'picture', 'protocol', 'lead', 'page']
+           'own_labels', 'mixed_logits', 'check_labels', 'Student', 'followed', 'set_hash', 'teacher_hash',
+           'train_student', 'summary', 'evaluate', 'recorded', 'record', 'summed_up', 'describe_students',
+           'curve_picture', 'train_full', 'git_commit', 'commit', 'version', 'provenance', 'Report', 'percent', 'size',
+           'duration', 'contact_sheet', 'accuracy_picture', 'table', 'picture', 'protocol', 'lead', 'judged_on', 'page']
 
 # %% ../nbs/pipeline/09_train.ipynb #40da4414
 import html, importlib.metadata, importlib.util, json, math, os, platform, statistics, subprocess, time
@@ -118,6 +118,17 @@ def followed(network, average)->nn.Module:
     for slow, fast in zip(average.buffers(), network.buffers()): slow.copy_(fast)
     return average.eval()
 
+# %% ../nbs/pipeline/09_train.ipynb #09a00002
+def set_hash(images_set)->str:
+    "A hash of what a set teaches: images, labels and, where it brings them, soft labels."
+    own = getattr(images_set, "soft_labels", None)
+    return fingerprint(images_set.images, images_set.labels, *([] if own is None else [own]))
+
+def teacher_hash(teacher)->str:
+    "A hash of who writes the labels; None where nobody does."
+    if teacher is None: return None
+    return teacher.about["teacher"] if isinstance(teacher, SoftLabels) else fingerprint(*teacher.state_dict().values())
+
 # %% ../nbs/pipeline/09_train.ipynb #29249348
 def train_student(images_set,             # SyntheticSet, or ImageData for real images
                   architecture: Architecture,
@@ -136,6 +147,7 @@ def train_student(images_set,             # SyntheticSet, or ImageData for real 
     optimizer, saved, images = make_optimizer(network, config), Checkpoint(checkpoint), pixels(images_set, device)
     average = follower(network) if config.ema else None
     if config.labels == "hard": teacher = None
+    origin = json.dumps([asdict(config), asdict(architecture), asdict(relabel), seed, set_hash(images_set), teacher_hash(teacher)])
     lone = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
     if len(images) == 1 and not lone: raise UserError(f"{title}: one image alone cannot train a network with BatchNorm; use more images or train.student.norm instance")
     if isinstance(teacher, SoftLabels): check_labels(teacher, images_set, config)
@@ -154,7 +166,6 @@ def train_student(images_set,             # SyntheticSet, or ImageData for real 
         if logits is None: return hard_loss(said, mix_labels(targets[indices], drawn))
         if config.loss == "mse_ce": return squared_loss(said, logits, mix_labels(targets[indices], drawn), config.hard_weight)
         return soft_loss(said, logits, config.temperature, config.temperature_squared)
-    origin = json.dumps([asdict(config), asdict(architecture), asdict(relabel), seed, fingerprint(images_set.images, images_set.labels)])
     epoch, step, curve, losses, before = restore(saved, origin, network, optimizer, title, average)
     with replaying(device, network, *([teacher] if isinstance(teacher, nn.Module) else [])) as begin:
         for epoch in progress(range(epoch, config.epochs), title, unit="epoch", total=config.epochs, initial=epoch):
@@ -225,9 +236,8 @@ def summed_up(done: list)->dict:
 # %% ../nbs/pipeline/09_train.ipynb #51f35430
 def describe_students(sets, architecture, config, seed, teacher, relabel, test)->dict:
     "All that the accuracies depend on, except how many students there are."
-    who = None if teacher is None else teacher.about["teacher"] if isinstance(teacher, SoftLabels) else fingerprint(*teacher.state_dict().values())
-    return {"set": "each" if callable(sets) else fingerprint(sets.images, sets.labels), "architecture": asdict(architecture), "train": asdict(config) | {"students": None},
-            "relabel": asdict(relabel), "seed": seed, "teacher": who, "stored": isinstance(teacher, SoftLabels), "test": test and fingerprint(test.images, test.labels)}
+    return {"set": f"each, the first {set_hash(sets(1000 * seed))}" if callable(sets) else set_hash(sets), "architecture": asdict(architecture), "train": asdict(config) | {"students": None},
+            "relabel": asdict(relabel), "seed": seed, "teacher": teacher_hash(teacher), "stored": isinstance(teacher, SoftLabels), "test": test and fingerprint(test.images, test.labels)}
 
 # %% ../nbs/pipeline/09_train.ipynb #bc8f265a
 def curve_picture(title: str, curves: dict):
@@ -440,18 +450,24 @@ def lead(report: Report)->str:
     return f"A network trained from scratch on {images} reaches {parts[0]}" + "".join(f"; {part}" for part in parts[1:]) + "."
 
 # %% ../nbs/pipeline/09_train.ipynb #fe9a89b9
+def judged_on(recipe: dict)->tuple:  # a name for the accuracy, and what it is measured on
+    "Accuracies of a search are those of held-out training images, and must not pass for others."
+    held_out = (recipe.get("data") or {}).get("held_out")
+    return ("held-out accuracy", "held-out training images") if held_out else ("test accuracy", "the whole test set")
+
 def page(report: Report, distilled=None, real=None)->str:
     "The report as one HTML page that needs nothing else."
     recipe, escape = report.recipe, html.escape
+    accuracy_name, where = judged_on(recipe)
     name = f"scdd report: {recipe.get('name', '')}"
     soft, hard = recipe.get("train"), recipe.get("hard")
     sheets = [picture(contact_sheet(found, what), what) for found, what in ((distilled, "Distilled images"), (real, "Random real images")) if found is not None]
     curves = [picture(curve_picture(title.capitalize(), found), title.capitalize()) for title, found in report.curves.items()]
     values = [(f"{part}.{key}" if isinstance(inside, dict) else part, value) for part, inside in recipe.items() for key, value in (inside.items() if isinstance(inside, dict) else [("", inside)])]
     sections = {
-        "Accuracy": picture(accuracy_picture(report.accuracy), "Test accuracy, mean and standard deviation over students") * any(report.accuracy.values())
-            + table([(KINDS[kind], percent(found), ", ".join(f"{100 * v:.1f}" for v in found["values"]) if found else "") for kind, found in report.accuracy.items()], ("trained on", "test accuracy", "each student, in %"), "Accuracy of the last epoch on the whole test set")
-            + (table([({'ssl': 'self-supervised'}.get(who, who), f"{100 * found:.1f} %") for who, found in report.teachers.items()], ("teacher", "test accuracy"), "The teachers") if report.teachers else ""),
+        "Accuracy": picture(accuracy_picture(report.accuracy), f"{accuracy_name.capitalize()}, mean and standard deviation over students") * any(report.accuracy.values())
+            + table([(KINDS[kind], percent(found), ", ".join(f"{100 * v:.1f}" for v in found["values"]) if found else "") for kind, found in report.accuracy.items()], ("trained on", accuracy_name, "each student, in %"), f"Accuracy of the last epoch on {where}")
+            + (table([({'ssl': 'self-supervised'}.get(who, who), f"{100 * found:.1f} %") for who, found in report.teachers.items()], ("teacher", accuracy_name), "The teachers") if report.teachers else ""),
         "Images": f'<div class="pair">{"".join(sheets)}</div>' if sheets else "",
         "Curves": "".join(curves),
         "Protocol": "".join(f"<p>{escape(protocol(config, recipe['relabel']))}</p>" for config in (soft, hard) if config and "relabel" in recipe) + "<p>The random real images are trained on under the same labels and epochs as the distilled ones.</p>",

@@ -117,3 +117,10 @@ def test_a_sweep_over_methods_keeps_what_no_method_brings():
 def test_a_mistyped_option_of_a_sweep_is_no_value_of_the_one_before():
     with pytest.raises(UserError, match="recover.r_bnn: there is no such option; did you mean 'recover.r_bn'?"): axes_of(["digits", "recover.init", "noise", "recover.r_bnn", "1"])
     assert axes_of(["digits", "data.name", "data.one", "data.two"])[0] == {"data.name": ("data.one", "data.two")}
+
+def test_a_reader_who_leaves_does_not_make_a_run_finished(monkeypatch, capsys):
+    def gone(*_, **__): raise BrokenPipeError
+    for words, code in ((["run", "digits"], 141), (["recipes"], 0), (["--help"], 0)):
+        monkeypatch.setattr("scdd.cli.command", gone); stdout = sys.stdout
+        try: assert main(words) == code, words
+        finally: sys.stdout = stdout

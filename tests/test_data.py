@@ -1,5 +1,5 @@
 "scdd.data: layouts, the cache, and every bad input that it names."
-import os
+import os, sys
 import urllib.error
 import numpy as np
 import pytest
@@ -285,6 +285,35 @@ def test_folders_without_what_they_need(tmp_path):
     assert len(d.load(path, "test", classes=["ant"])) == 2
     (path/"test").rename(path/"elsewhere")
     with refused("zoo", "test or val"): d.load(path, "test")
+
+
+def test_a_class_that_only_test_has(tmp_path):
+    path = tree(tmp_path/"zoo"); (path/"test"/"dog").mkdir(); image(1).save(path/"test"/"dog"/"0.png")
+    with refused("train has no class dog", "remove it from test"): d.load(path, "test")
+    with refused("train has no class dog"): d.load(path, "test", classes=["ant"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode there")
+def test_names_that_are_no_utf8(tmp_path):
+    path = tree(tmp_path/"zoo"); folder = os.fsencode(path/"train")+b"/caf\xe9"
+    os.mkdir(folder)
+    with refused("caf\\xe9", "no UTF-8; rename it"): d.load(path)
+    os.rmdir(folder); os.rename(path/"train"/"ant"/"0.png", os.fsencode(path/"train"/"ant")+b"/caf\xe9.png")
+    with refused("caf\\xe9.png", "no UTF-8; rename it"): d.load(path)
+
+
+@pytest.mark.parametrize("name", ["star**", "some[x]", "why?"])
+def test_folders_whose_names_are_patterns(tmp_path, name):
+    path = tree(tmp_path/name); cache = tmp_path/"cache"
+    assert len(d.load(path, cache=cache)) == 12
+    image(9).save(path/"train"/"ant"/"new.png")
+    assert len(d.load(path, cache=cache)) == 13 and len(list(cache.rglob("*-train-*.npy"))) == 1   # the old pixels are gone
+
+
+def test_sixteen_bits_are_not_clipped_where_grey_becomes_colour(tmp_path):
+    path = tiny(tmp_path/"tiny"); bad = path/"train"/"n01"/"images"/"n01_1.JPEG"
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(bad, "png")
+    with refused(str(bad), "I;16", "more than 8 bits"): d.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", "cut", "cut jpeg"])

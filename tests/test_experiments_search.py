@@ -88,7 +88,7 @@ def test_a_killed_study_ends_like_one_left_alone(straw, tmp_path):
         straw.kill = (killed,)
         with pytest.raises(KeyboardInterrupt): search(DIGITS, tmp_path/"killed", trials=6)
     kept = read_json(tmp_path/"killed"/"so_far.json")
-    assert len(kept["rows"]) == len(alone) - 1 and kept["command"].startswith("scdd experiment search digits") and kept["recipe"]["data"]["held_out"] == 0.2
+    assert len(kept["rows"]) == len(alone) - 1 and kept["command"].startswith("scdd experiment search digits") and kept["command"].endswith("--trials 6") and "--recover.crop_min" not in kept["command"] and kept["recipe"]["data"]["held_out"] == 0.2
     from scdd.beside import results
     write_json(tmp_path/"results"/"search.json", kept); assert results(tmp_path/"results") == []  # these are no test accuracies
     straw.kill = ()

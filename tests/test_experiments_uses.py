@@ -1,5 +1,5 @@
 "Three uses of a distilled set: what is pruned is gone and nothing else moves, memories hold what they should, ranks are ranks, and rows are kept."
-import copy
+import copy, json
 from dataclasses import replace
 import numpy as np
 import pytest, torch
@@ -164,4 +164,7 @@ def test_all_rows_are_made_once_and_stand_beside_random_images(tmp_path, monkeyp
     def refuse(*_, **__): raise AssertionError("trained again")
     for name in ("finetune", "remeasure", "evaluate", "train_full", "accuracy"): monkeypatch.setattr(chapter, name, refuse)
     assert uses(recipe, tmp_path/"uses", device="cpu") == rows
+    note = next((tmp_path/"uses"/"cells").rglob("stage.json"))
+    note.write_text(json.dumps(read_json(note) | {"key": "of other images"}))
+    with pytest.raises(UserError, match="was made from other images"): uses(recipe, tmp_path/"uses", device="cpu")
     with pytest.raises(UserError, match="was made with --recover.ipc 2, and now it is 3"): uses(override(recipe, {"recover.ipc": 3}), tmp_path/"uses", device="cpu")

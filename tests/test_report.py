@@ -80,3 +80,9 @@ def test_provenance(tmp_path, monkeypatch):
 def test_a_report_of_something_else(tmp_path):
     (tmp_path/"report.json").write_text("{}")
     with pytest.raises(UserError, match="not a report of this version"): Report.load(tmp_path)
+
+def test_accuracies_of_a_search_are_none_of_the_test_set(tmp_path):
+    from dataclasses import replace
+    report = make(); report.recipe["data"] = {"name": "digits", "held_out": 0.2}
+    text = report.save(tmp_path).read_text(encoding="utf-8")
+    assert "held-out training images" in text and ">held-out accuracy<" in text and "whole test set" not in text and ">test accuracy<" not in text

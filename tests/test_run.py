@@ -210,6 +210,16 @@ def test_grid_makes_nothing_twice_and_goes_on(straw, tmp_path):
     made = len(straw.made); assert main(words) == 0 and len(straw.made) == made
     assert "| supervised | noise | simclr | 50.0 |" in show(tmp_path)
 
+def test_nothing_is_taken_from_a_run_with_another_test_set(tmp_path, capsys):
+    from test_data import image, tree
+    data = tree(tmp_path/"zoo", train=6, size=(16, 16)); recipe = override(RECIPES["digits"], {"data.name": str(data), "recover.ipc": 2})
+    run(recipe, tmp_path/"a", until="data"); image(7, (16, 16)).save(data/"test"/"ant"/"new.png")
+    run(recipe, tmp_path/"b", until="data", reuse=[tmp_path/"a"])
+    said = capsys.readouterr().out
+    assert f"{tmp_path/'a'}: has other test images; nothing is taken from it" in said and "taken from" not in said.replace("nothing is taken from", "")
+    run(recipe, tmp_path/"c", until="data", reuse=[tmp_path/"b"])
+    assert f"taken from {tmp_path/'b'}" in capsys.readouterr().out
+
 SWEEP = ["sweep", "digits", "recover.r_bn", "0", "1", "recover.init", "noise", "patch", "--data.classes", "3", "--recover.ipc", "2"]
 
 def test_a_sweep_makes_nothing_twice_and_goes_on(straw, tmp_path, capsys):

@@ -11,7 +11,7 @@ from scdd.recipes import PROTOCOLS, RECIPES, override
 from scdd.recover import SyntheticSet, load_set, to_pil
 from scdd.run import with_peer
 from scdd.cli import command, main
-from scdd.share import FORMATS, PICKLES, cells, export, fitted, load_any, protocols, random_like
+from scdd.share import FORMATS, PICKLES, card, cells, export, fitted, load_any, protocols, random_like
 
 DIGITS = RECIPES["digits"]
 TINY = "--network.width 4 --student.width 4 --supervised.epochs 1 --train.epochs 1 --train.batch 8 --hard.epochs 2 --hard.batch 8 --hard.students 2".split()
@@ -134,6 +134,26 @@ def test_a_table_in_csv(strangers, digits, tmp_path):
     found = load_any(tmp_path/"set", digits)
     assert found.labels.tolist() == [label for label in reversed(range(10)) for _ in range(2)] and (found.images[0] == digits.images[np.flatnonzero(digits.labels == 9)[0]]).all()
 
+def test_numbers_are_positions_and_soft_labels_keep_their_columns(strangers, digits, tmp_path):
+    "In a table or an array without names; class folders sort 10 before 2."
+    folder = tmp_path/"set"; shutil.copytree(strangers, folder)
+    order = [3, 1, 0, 2, 9, 8, 7, 6, 5, 4]
+    rows = [{"file_name": f"{label}/0.png", "label": label, "soft_labels": np.eye(10)[label].tolist()} for label in order]
+    (folder/"metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_any(folder, digits)
+    assert found.labels.tolist() == order and found.soft_labels.argmax(1).tolist() == order and found.classes == digits.classes
+    names = tuple(sorted(map(str, range(12)))); twelve = replace(digits, classes=names)  # 0, 1, 10, 11, 2, …
+    np.savez(tmp_path/"set.npz", images=np.zeros((12, 16, 16, 1), np.uint8), labels=np.arange(12))
+    assert load_any(tmp_path/"set.npz", twelve).labels.tolist() == list(range(12)) and load_any(tmp_path/"set.npz", twelve).classes == names
+    assert load_any(tmp_path/"set.npz").classes == tuple(map(str, range(12)))
+    np.savez(tmp_path/"more.npz", images=np.zeros((13, 16, 16, 1), np.uint8), labels=np.arange(13))
+    with pytest.raises(UserError, match="its class 12 is none of the data's"): load_any(tmp_path/"more.npz", twelve)
+
+def test_a_strangers_set_is_augmented_as_the_real_images_beside_it(strangers, digits):
+    from scdd.relabel import data_name
+    made = load_any(strangers, digits)
+    assert data_name(made) == data_name(random_like(digits, made)) == "digits"
+
 def test_pictures_are_resized_where_a_size_is_given(strangers, digits, tmp_path):
     small = load("digits", size=8)
     assert load_any(strangers, small, 8).images.shape == (25, 1, 8, 8)
@@ -170,6 +190,10 @@ def spoilt(folder, what):
         (folder/"metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if what == "column": np.savez(folder/"set.npz", images=np.zeros((10, 16, 16, 1), np.uint8), labels=np.arange(10)[:, None])
     if what == "soft shape": np.savez(folder/"set.npz", images=np.zeros((10, 16, 16, 1), np.uint8), labels=np.arange(10), soft_labels=np.ones((10, 7), np.float32))
+    if what == "soft names":
+        rows = [{"file_name": path.relative_to(folder).as_posix(), "label": "digit " + path.parent.name, "soft_labels": [0.1] * 10} for path in sorted(folder.rglob("*.png"))]
+        (folder/"metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if what.startswith("about"): write_json(folder/"about.json", {"about a list": ["a"], "about a number": {"classes": 10}, "about a mean": {"mean": 0.5}}[what])
     if what == "floats": np.savez(folder/"set.npz", images=np.zeros((1, 16, 16, 1)), labels=np.zeros(1, int))
 
 SPOILT = {"word": "its class seven is none of the data's", "missing": "has no image of the class 7 (1 of 10 classes are missing)", "twice": "its classes 0007_7 and 7 are both the data's 7", "beyond": "its class 0012_7 is none of the data's",
@@ -177,6 +201,7 @@ SPOILT = {"word": "its class seven is none of the data's", "missing": "has no im
           "table": "metadata.jsonl: a row has no file_name or no label", "no table": "metadata.jsonl: not readable as a table", "torch": "res_best.pt: is a pickle, and reading one runs whatever its writer put into it",
           "outside": "its table names ../elsewhere.png, which lies outside of the folder", "half soft": "its table has soft_labels that are not one list of numbers for each row", "unknown class": "about.json: its classes lack 9, which the table has",
           "column": "set.npz: not readable as a set (labels of shape 10×1 for 10 images; one whole number for each is needed)", "soft shape": "soft labels of shape 10×7, where 10 images of 10 classes need 10×10",
+          "soft names": "its table has soft labels and names of classes, and nothing says which column is which", "about a list": "about.json: must be a table of values", "about a number": "about.json: classes must be a list of names", "about a mean": "about.json: mean must be a list of numbers",
           "pickled": "set.npz: not readable as a set (Object arrays cannot be loaded when allow_pickle=False)", "names": "set.npz: has no array 'images'", "floats": "set.npz: not readable as a set (a synthetic set holds uint8 images"}
 
 @pytest.mark.parametrize("what, said", SPOILT.items(), ids=SPOILT)
@@ -308,3 +333,27 @@ def test_help_is_there_and_says_what_there_is(capsys):
     with pytest.raises(SystemExit): main(["evaluate", "set", "digits", "--help"])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name in (*PROTOCOLS, "--protocol", "--teacher", "--train.epochs", "--reuse"): assert name in said, name
+
+@pytest.mark.parametrize("words, said", [(["--hard.batch", "1"], "--hard.batch 1: one image alone"), (["--train.batch", "1", "--protocol", "train"], "--train.batch 1: one image alone"),
+                                         (["--teacher", "TEACHER", "--protocol", "train"], "the network takes 3-channel images of 32 pixels, those of digits have 1 and 16")])
+def test_what_cannot_train_or_label_is_refused_first(words, said, strangers, tmp_path, capsys):
+    from scdd.data import ImageData
+    from scdd.models import build, save_network
+    colour = ImageData(np.zeros((20, 3, 32, 32), np.uint8), np.arange(20) % 10, tuple(map(str, range(10))), (0.5,) * 3, (0.25,) * 3, "train", "other", "f")
+    network = build(DIGITS.network, colour, 0); network.about = {"accuracy": 0.5}; save_network(tmp_path/"network.safetensors", network)
+    words = [str(tmp_path/"network.safetensors") if word == "TEACHER" else word for word in words]
+    assert main(["evaluate", str(strangers), "digits", *words, "--out", str(tmp_path/"out")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+def test_export_to_where_no_folder_can_be(tmp_path, capsys):
+    few().save(tmp_path/"set"); (tmp_path/"file").write_text("")
+    assert main(["export", str(tmp_path/"set"), "--format", "npz", "--out", str(tmp_path/"file"/"x")]) == 2
+    error = capsys.readouterr().err
+    assert "file/x: cannot be made" in error and error.count("\n") == 1
+
+def test_a_card_calls_held_out_accuracies_what_they_are(quick_run, tmp_path):
+    known = {"recipe": override(DIGITS, {"data.held_out": 0.2}), "seed": 0, "report": read_json(quick_run/"report.json")}
+    known["report"]["recipe"]["data"]["held_out"] = 0.2
+    made = load_set(quick_run/"recover")
+    assert "held-out accuracy" in (text := card(made, known, "npz")) and "whole test set" not in text

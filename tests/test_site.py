@@ -155,3 +155,8 @@ def test_new_results_are_shown(monkeypatch):
         before = notebook(source); before["metadata"]["scdd"] = {"code": site.stamp(before)}
         monkeypatch.setattr(site, "new_results", lambda: new)
         assert site.unchanged(notebook(source), before) == held
+
+def test_a_stamp_follows_every_manner_of_import(monkeypatch):
+    asked = []; monkeypatch.setattr(site, "code_hash", lambda *names: asked.append(set(names)) or "x")
+    site.stamp({"cells": [{"cell_type": "code", "source": ["from scdd import data, plot as drawing  # two\n", "from scdd.bn import moments\n", "import scdd.models\n", "    from scdd import align; align\n"]}]})
+    assert asked == [{"scdd.data", "scdd.plot", "scdd.bn", "scdd.models", "scdd.align"}]

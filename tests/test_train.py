@@ -8,7 +8,7 @@ from scdd.models import build
 from scdd.recipes import PROTOCOLS, Architecture, Pretrain, Relabel, Train
 import scdd.train as module
 from scdd.recover import SyntheticSet
-from scdd.train import evaluate, hard_loss, learning_rate, make_optimizer, own_labels, protocol, squared_loss, summary, train_full, train_student
+from scdd.train import describe_students, evaluate, hard_loss, learning_rate, make_optimizer, own_labels, protocol, squared_loss, summary, train_full, train_student
 
 SMALL = Architecture(width=4)
 HARD = Train(labels="hard", epochs=3, batch=10, optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, schedule="step", mix="mixup", crop_padding=1)
@@ -134,7 +134,7 @@ def test_evaluate_keeps_finished_students(few, test_data, tmp_path, monkeypatch)
 
 def test_evaluate_on_a_set_each(test_data):
     seeds = []; draw = lambda seed: seeds.append(seed) or random_subset(load("digits"), 2, seed)
-    evaluate(draw, SMALL, replace(HARD, students=2, sets="each", epochs=1), 3, "cpu", test=test_data); assert seeds == [3000, 3001]
+    evaluate(draw, SMALL, replace(HARD, students=2, sets="each", epochs=1), 3, "cpu", test=test_data); assert seeds == [3000, 3000, 3001]  # the first is drawn to know which images these are
     seeds.clear(); evaluate(draw, SMALL, replace(HARD, students=2, epochs=1), 3, "cpu", test=test_data); assert seeds == [3000]
 
 def test_full_data(test_data, tmp_path):
@@ -241,3 +241,24 @@ def test_a_protocol_says_that_there_is_one_label_each():
     from dataclasses import asdict
     assert protocol(asdict(ONCE), asdict(Relabel())).startswith("One soft label for each image, by the self-supervised teacher with its running BatchNorm statistics, made before the student trains, at temperature 4: ")
     assert "stored in uint4 (once, at most the 16 largest of a row)" in protocol(asdict(ONCE), asdict(Relabel(store=True)))
+
+def test_a_stopped_student_goes_on_under_its_own_labeller_and_labels_alone(few, teacher, tmp_path, monkeypatch):
+    class Killed(Exception): pass
+    class Dying(module.Checkpoint):
+        def save(self, state, force=False):
+            super().save(state, force=True)
+            raise Killed
+    own = SyntheticSet(np.array(few.images), np.array(few.labels), few.classes, few.mean, few.std, {"data": "digits"}, soft_labels=np.eye(10, dtype=np.float32)[few.labels])
+    flat = replace(own, soft_labels=np.full_like(own.soft_labels, 0.1))
+    other = build(Architecture("convnet", width=4), few, 9)
+    for name, begun, changed in (("teacher", (few, teacher), (few, other)), ("labels", (own, None), (flat, None))):
+        train = lambda images, labeller: train_student(images, SMALL, SOFT, 0, "cpu", labeller, checkpoint=tmp_path/name)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "Checkpoint", Dying)
+            with pytest.raises(Killed): train(*begun)
+        with pytest.raises(UserError, match="the checkpoint of another student"): train(*changed)
+        assert train(*begun).curve[-1]["loss"] > 0
+    known = lambda images, **more: describe_students(images, SMALL, HARD, 0, None, Relabel(), None)["set"]
+    assert known(own) != known(flat) and known(few) == known(replace(own, soft_labels=None))
+    draw = lambda images: lambda seed: random_subset(images, 2, seed)
+    assert known(draw(load("digits"))) != known(draw(load("digits").subset(range(500)))) and known(draw(load("digits"))) == known(draw(load("digits")))

@@ -130,6 +130,7 @@ def search(recipe: Recipe,  # gives data, networks, images per class, steps and 
     from scdd.train import Report
     if several(): raise UserError("search: chooses one trial after the other, in one process; start it without torchrun or accelerate launch")
     optuna, folder, start, rows = quiet_optuna(), Path(folder), beginning(recipe), []
+    command = f"scdd experiment search {typed(recipe, seed).removeprefix('scdd run ')}" + (f" --trials {trials}" if trials != 40 else "")
     share = {"data.held_out": start.data.held_out}
     places = {name: folder/"cells"/name.replace(",", "").replace(" ", "-") for name in cells(start)}
     def others(place): return [one for one in (*places.values(), *sorted((folder/"trials").glob("*")), *map(Path, reuse)) if one != place]
@@ -137,7 +138,7 @@ def search(recipe: Recipe,  # gives data, networks, images per class, steps and 
         for i, (name, (kind, cell)) in enumerate(cells(start).items(), 1):
             say(f"[{i} of {len(places)}] {name}")
             report = run(cell, places[name], data, device, seed, reuse=others(places[name]))
-            rows.append(row_of(name, kind, share, report)); keep(folder, start, seed, rows, report)
+            rows.append(row_of(name, kind, share, report)); keep(folder, start, seed, rows, report, command)
         study = optuna.create_study(storage=f"sqlite:///{(folder/'study.db').absolute()}", study_name="search", direction="maximize", load_if_exists=True)
         rows += [row_of(f"trial {one.number}", "trial", share | one.params, Report.load(folder/"trials"/str(one.number))) for one in ended(study) if one.value is not None]
         while (count := len(ended(study))) < trials:
@@ -145,12 +146,12 @@ def search(recipe: Recipe,  # gives data, networks, images per class, steps and 
             say(f"[trial {count + 1} of {trials}] " + ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else name if value is True else str(value) for name, value in values.items() if value is not False))
             row = attempt(study, number, values, start, folder, data=data, device=device, seed=seed, reuse=others(folder/"trials"/str(number)))
             if row: rows.append(row)
-            keep(folder, start, seed, rows, report)
+            keep(folder, start, seed, rows, report, command)
     return rows
 
-def keep(folder, start, seed, rows, report):
+def keep(folder, start, seed, rows, report, command):
     "All rows so far, with what made them."
-    write_json(folder/"so_far.json", {"recipe": asdict(start) | {"seed": seed}, "rows": rows, "command": f"scdd experiment search {typed(start, seed).removeprefix('scdd run ')}",
+    write_json(folder/"so_far.json", {"recipe": asdict(start) | {"seed": seed}, "rows": rows, "command": command,
                                       "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)), "device": report.device, "versions": report.versions})
 
 # %% ../../nbs/experiments/37_further.ipynb #37f0001c

@@ -28,7 +28,7 @@ from ..models import build, load_network
 from ..recipes import Architecture, Recipe, Relabel, Train, override
 from ..recover import to_pil
 from ..relabel import labelled, pixels, soft_loss
-from ..run import Work, once, run
+from ..run import Work, locked, once, run
 from ..tables import prepare
 from ..train import commit, evaluate, hard_loss, learning_rate, make_optimizer, own_labels, percent, summary, train_full
 
@@ -160,7 +160,9 @@ def kept(material: Material, cell: str, make)->list:
     def work(place, checkpoints):
         rows = make(checkpoints)
         return {"rows": rows, "commit": commit()}, f"{cell}: " + ", ".join(percent(row["accuracy"]) for row in rows)
-    facts = once(material.folder/"cells", cell, material.train.fingerprint, work)
+    wanted = f"{material.train.fingerprint}-{material.test.fingerprint}"
+    facts = once(material.folder/"cells", cell, wanted, work)
+    if facts["key"] != wanted: raise UserError(f"{material.folder/'cells'/cell}: was made from other images; bring those back, or give another --out")
     return [{"cell": cell, **row, "seconds": facts["seconds"], "commit": facts["commit"]} for row in facts["rows"]]
 
 # %% ../../nbs/experiments/35_uses.ipynb #3500001d
@@ -311,4 +313,4 @@ def uses(recipe,         # a Recipe whose network is a ResNet
         )->list:         # flat rows
     "Three uses of a distilled set, each beside random real images of the same number and of the same bytes."
     found = material(recipe, folder, data, device, seed, reuse)
-    return [*pruning(found), *incremental(found), *ranking(found)]
+    with locked(found.folder): return [*pruning(found), *incremental(found), *ranking(found)]

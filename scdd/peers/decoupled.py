@@ -25,7 +25,7 @@ from ..bn import combine, moments, running_statistics
 from ..data import random_subset, to_float
 from ..device import autocast, generator, pick
 from ..files import Checkpoint, UserError, fingerprint, nearest, progress
-from ..models import Network, bn_layers, load_network, save_network
+from ..models import Network, bn_layers, check_takes, load_network, save_network
 from .coresets import as_set, check_ipc, class_indices
 from ..pretrain import fitted, pretrain
 from ..recipes import RECIPES, Architecture, Pretrain, Recover, Train, check_values
@@ -73,7 +73,7 @@ def teachers_for(config, data, seed=0, device="auto", teacher=None, checkpoint=N
     if not given: raise UserError("teacher: the list is empty; give a network or the path of one, or leave it out to have one trained")
     found = [one if isinstance(one, Network) else load_network(one, list(data.classes)) for one in given]
     for one in found:
-        if (one.channels, one.size) != (data.channels, data.size): raise UserError(f"teacher: the network takes {one.channels}-channel images of {one.size} pixels, those of {data.name} have {data.channels} and {data.size}; give one that was trained on such images")
+        check_takes(one, data, "teacher")
         if len(one.classes) != len(data.classes): raise UserError(f"teacher: the network tells {len(one.classes)} classes apart, {data.name} has {len(data.classes)}; give the one that was trained on these classes")
     return found
 
