@@ -1,3 +1,4 @@
+"The leaderboard of chapter 40b: which result files it reads, and that a shared figure counts once."
 import shutil
 from scdd.beside import results
 from scdd.files import read_json, write_json
