@@ -15,7 +15,7 @@ from torch import nn
 from .augment import augment_supervised
 from .data import ImageData, batches, by_rows, to_device, to_float
 from .device import autocast, generator, pick, replaying, within_memory
-from .files import Checkpoint, UserError, progress
+from .files import Checkpoint, UserError, fingerprint, progress
 from .models import Network
 from .recipes import Align
 
@@ -102,10 +102,10 @@ def changed(one: nn.Module, other: nn.Module)->list:  # names
     return [name for name, tensor in one.state_dict().items() if not torch.equal(tensor.cpu(), theirs[name].cpu())]
 
 # %% ../nbs/pipeline/05_align.ipynb #f17f3438
-def train_head(network, epoch_batches, config, seed, store: Checkpoint)->list:  # of {epoch, loss}
+def train_head(network, epoch_batches, config, seed, store: Checkpoint, data="")->list:  # of {epoch, loss}
     "The epochs of a probe, resumed where a checkpoint of the same probe lies; a loss that is not a number ends it."
-    head, optimizer, curve, key = network.head, head_optimizer(network.head, config), [], repr((config, seed, network.classes))
-    if (state := store.load()) and state["key"] == key: head.load_state_dict(state["head"]); optimizer.load_state_dict(state["optimizer"]); curve = state["curve"]
+    head, optimizer, curve, key = network.head, head_optimizer(network.head, config), [], repr((config, seed, network.classes, data, fingerprint(*network.backbone.state_dict().values())))
+    if (state := store.load()) and state.get("key") == key: head.load_state_dict(state["head"]); optimizer.load_state_dict(state["optimizer"]); curve = state["curve"]
     for number in progress(range(len(curve), config.epochs), "align", "epoch", config.epochs, len(curve)):
         losses = probe_epoch(head, optimizer, epoch_batches(number))
         if len(bad := (~losses.isfinite()).nonzero()): raise UserError(f"align: the loss was {float(losses[bad[0]])} at step {int(bad[0]) + 1} of epoch {number + 1}; give a smaller --align.learning_rate than {config.learning_rate:g}")
@@ -128,7 +128,7 @@ def align(network: Network,       # a backbone whose head is to be made; it stay
     began, device = time.time(), pick(device)
     original, network = network, copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
     network.classes, network.head = tuple(data.classes), new_head(network.backbone.num_features, len(data.classes), seed).to(device)
-    with replaying(device, network) as begin: curve = train_head(network, feature_batches(network, data, config, seed, device, begin), config, seed, Checkpoint(checkpoint))
+    with replaying(device, network) as begin: curve = train_head(network, feature_batches(network, data, config, seed, device, begin), config, seed, Checkpoint(checkpoint), data.fingerprint)
     if moved := changed(network.backbone, original.backbone): raise RuntimeError(f"align: the frozen backbone changed in {moved}")
     network.about = {**original.about, "align": {**asdict(config), "seed": seed, "curve": curve, "seconds": time.time() - began,
                      "accuracy": accuracy(network, test, device) if test is not None else None}}

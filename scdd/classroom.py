@@ -14,7 +14,7 @@ def attempt(check,   # a function without arguments whose assertions carry hints
     "Run the check of an exercise and say in one line how it went."
     asked = (inspect.getdoc(check) or "").split("\n")[0]
     try: check()
-    except AssertionError as hint: print(f"not yet: {hint or asked}"); return False
+    except AssertionError as hint: print(f"not yet: {str(hint) or asked}"); return False
     except Exception as error: print(f"not yet: {asked} ({type(error).__name__}: {error})"); return False
     print(f"right: {asked}")
     return True

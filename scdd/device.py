@@ -222,8 +222,8 @@ class Replayed:
         return self.made[key](*inputs)
 
 def in_parts(run, parts):
-    "The same function, which does its batch in so many equal parts one after another."
-    return run if parts == 1 else lambda x: torch.cat([run(part) for part in x.chunk(parts)])
+    "The same function, which does its batch in so many parts of one size, or of nearly one, one after another."
+    return run if parts == 1 else lambda x: torch.cat([run(part) for part in x.tensor_split(max(1, min(parts, len(x) // 2)))])
 
 @contextlib.contextmanager
 def replaying(device,

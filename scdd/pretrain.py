@@ -135,6 +135,7 @@ def check_config(config, data):
         raise UserError(f"--pretrain.hand_on ema: {config.method} keeps no averaged network; use online, or mocov2, mocov3 or dino")
     if config.normalization == "cifar10" and data.channels != 3:
         raise UserError(f"--pretrain.normalization cifar10: {data.name} has {data.channels} channel, not 3; use data")
+    if len(data) < 2: raise UserError(f"{data.name}: {len(data)} training image is too few to train a network; give more")
     divisible(min(config.batch, len(data)), "--pretrain.batch")
     if config.method == "mocov2" and config.key_bn != "plain" and ranks() > 1:
         divisible(config.bn_splits, "--pretrain.bn_splits")
@@ -195,7 +196,8 @@ def watched(data, test, device, limit=10_000)->tuple:
     "The images that the curve is measured with: known and asked, each (images, labels)."
     random = generator("cpu", "pretrain", "watched")
     known = torch.randperm(len(data), generator=random)[:limit].numpy()
-    if test is None: known, asked = known[len(known) // 5:], data.subset(known[:len(known) // 5])
+    part = max(1, len(known) // 5)
+    if test is None: known, asked = known[part:], data.subset(known[:part])
     else: asked = test.subset(torch.randperm(len(test), generator=random)[:limit].numpy())
     return to_device(data.subset(known), device), to_device(asked, device)
 
@@ -204,13 +206,14 @@ def resume(saved, origin, parts, optimizer, losses)->tuple:
     "Continue where the checkpoint left off: (step, curve, seconds)."
     state = saved.load()
     if state is None: return 0, [], 0.0
+    if not isinstance(state.get("origin"), dict): raise UserError(f"{saved.path}: is the checkpoint of another stage; give another folder, or delete it")
     differ = [k for k in origin if k != "config" and origin[k] != state["origin"][k]] + [k for k, v in origin["config"].items() if v != state["origin"]["config"].get(k)]
     if differ: raise UserError(f"{saved.path}: is the checkpoint of another run (with another {', '.join(differ)}); delete it to start this stage again")
     parts.load_state_dict(state["parts"]); optimizer.load_state_dict(state["optimizer"]); losses.copy_(state["losses"])
     return state["step"], state["curve"], state["seconds"]
 
 def fitted(config, count)->Pretrain:
-    "The same recipe with a batch and a queue that `count` images can fill without meeting themselves."
+    "The same recipe with a batch no larger than `count` images, and a queue no longer than the other images of an epoch (an image may still meet its own key of the epoch before)."
     batch = min(config.batch, count)
     return replace(config, batch=batch, queue=min(config.queue, max(batch, count - batch)))
 
@@ -220,7 +223,7 @@ def pretrain(data,              # ImageData, the training split
              config: Pretrain,  # how it is trained
              seed: int = 0,     # of the weights, the order and the views
              device="auto",     # auto, cpu, cuda, mps
-             test=None,         # ImageData that the curve is measured on; a fifth of the training images otherwise
+             test=None,         # ImageData that the curve is measured on; a fifth of at most 10,000 training images otherwise
              checkpoint=None,   # folder to resume from; it keeps the last state
             ):                  # a Network in eval mode; .about says how it came to be
     "Train the network that will hold the data set."
@@ -355,7 +358,7 @@ def share_of(groups: tuple)->tuple:
 def in_groups(side, images, groups, precision):
     "Project with BatchNorm statistics of each group alone, as on so many GPUs; of several processes each takes some groups."
     if groups == 1 or getattr(side["network"].backbone.forward, "parts", 1) == groups: return project(side, [images], precision)[0]  # a recorded pass goes in groups by itself
-    with alone(): found = torch.cat([project(side, [part], precision)[0] for part in share_of(images.chunk(groups))])
+    with alone(): found = torch.cat([project(side, [part], precision)[0] for part in share_of(images.tensor_split(max(1, min(groups, len(images) // 2))))])
     return joined(found)
 
 def mocov2_keys(ema, images, config, random):

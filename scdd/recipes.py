@@ -11,10 +11,10 @@ from .files import UserError, nearest
 
 # %% auto #0
 __all__ = ['Teacher', 'PROTOCOLS', 'METHOD_VALUES', 'SMALL', 'DIGIT_VALUES', 'supervised_cifar', 'RECIPES', 'TEXTS', 'LATER',
-           'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'BELOW_ONE', 'GRID', 'TEACHERS_GRID', 'Data', 'Architecture',
-           'Pretrain', 'Align', 'Recover', 'Extra', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method', 'find_recipe',
-           'flatten', 'difference', 'lasting', 'complaint', 'check_values', 'exact_labels', 'check_once', 'check',
-           'override', 'from_dict', 'comments', 'grid_axes', 'grid_recipes', 'recovering']
+           'AT_LEAST_ONE', 'ABOVE_ZERO', 'AT_MOST_ONE', 'BELOW_ONE', 'RANGES', 'GRID', 'TEACHERS_GRID', 'Data',
+           'Architecture', 'Pretrain', 'Align', 'Recover', 'Extra', 'Relabel', 'Train', 'Peer', 'Recipe', 'with_method',
+           'find_recipe', 'flatten', 'difference', 'lasting', 'complaint', 'check_values', 'exact_labels', 'check_once',
+           'check', 'override', 'from_dict', 'comments', 'grid_axes', 'grid_recipes', 'recovering']
 
 # %% ../nbs/pipeline/10_recipes.ipynb #4d9971a3
 Teacher = Literal["ssl", "supervised"]
@@ -346,6 +346,8 @@ AT_LEAST_ONE = ("epochs", "batch", "steps", "ipc", "students", "width", "depth",
 ABOVE_ZERO = ("learning_rate", "temperature", "teacher_temperature", "sinkhorn_epsilon", "crop_min", "crop_start", "crop_milestone", "patch_min", "mix_alpha", "densify_temperature")
 AT_MOST_ONE = ("crop_min", "patch_min", "crop_start", "crop_milestone", "ema", "ema_end", "momentum", "center_momentum", "label_smoothing", "residual", "category")
 BELOW_ONE = ("held_out",)
+RANGES = {"mix_alpha": (0.1, 2.0),                         # beyond, the draws of chapter 2 are none of Beta(alpha, alpha); papers have 0.8 and 1
+          "sinkhorn_epsilon": (0.025, float("inf"))}       # below, exp of a cosine over it is 0 in float32; SwAV has 0.05
 
 def complaint(name: str,   # of the field, without its stage
               value,       # what it is to be
@@ -364,6 +366,8 @@ def complaint(name: str,   # of the field, without its stage
     if not value < float("inf") or value < 0: return "must be a finite number, 0 or more"
     if name in AT_LEAST_ONE and value < 1: return "must be at least 1"
     if name in ABOVE_ZERO and value <= 0: return "must be above 0"
+    low, high = RANGES.get(name, (0, float("inf")))
+    if not low <= value <= high: return f"must be {low:g} or more" if high == float("inf") else f"must be from {low:g} to {high:g}"
     if name in BELOW_ONE and value >= 1: return "must be below 1"
     return "must be at most 1" if name in AT_MOST_ONE and value > 1 else ""
 
@@ -397,6 +401,8 @@ def check(recipe: Recipe,  # what to look at
     for part in fields(recipe):
         stage = getattr(recipe, part.name)
         if is_dataclass(stage): check_values(stage, None if part.name == "peer" else part.name)
+    for part in ("supervised", "full"):
+        if (method := getattr(recipe, part).method) != "supervised": raise UserError(f"--{part}.method {method}: this network has to know the classes, and {method} trains no head for them; leave it supervised (--pretrain.method is the self-supervised one)")
     for part in ("train", "hard"):
         if getattr(recipe, part).ema >= 1: raise UserError(f"--{part}.ema {getattr(recipe, part).ema}: must be below 1, or the average stays what the student began with; 0 is no average")
         check_once(part, getattr(recipe, part), recipe.relabel)

@@ -389,7 +389,7 @@ def make_peer(work, folder, kept):
     leader = work.network(TEACHER["supervised"]) if borrowed(recipe) == TEACHER["supervised"] else None
     made = distil(peer.method, work.train, recipe.recover.ipc, config, work.seed, work.device, kept, peer.teacher, leader)
     if made is None: return {}, ""
-    return store_images(made, folder) | {"network_seconds": network_seconds(made, leader)}, f"{peer.method} {len(made.images)} images"
+    return store_images(made, folder) | {"network_seconds": 0.0 if peer.teacher else network_seconds(made, leader)}, f"{peer.method} {len(made.images)} images"
 
 def store_images(made, folder)->dict:
     "A set in its folder, and what the report says of it."

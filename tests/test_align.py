@@ -62,6 +62,21 @@ def test_interrupted_and_resumed_is_the_same(network, train, config, tmp_path, m
 
 from scdd.files import Checkpoint as module_checkpoint
 
+def test_a_stopped_probe_goes_on_for_its_own_network_and_images_alone(network, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "Checkpoint", lambda folder: module_checkpoint(folder, every=0.0))
+    real = module.probe_epoch
+    other, others = build(Architecture(width=4), train, 5).eval(), load("digits").subset(range(200, 400))
+    for name, given in (("network", (other, train)), ("images", (network, others))):
+        calls = []
+        def stops(*rest):
+            if len(calls) == 2: raise KeyboardInterrupt
+            calls.append(1); return real(*rest)
+        monkeypatch.setattr(module, "probe_epoch", stops)
+        with pytest.raises(KeyboardInterrupt): align(network, train, QUICK, checkpoint=tmp_path/name)
+        calls.clear(); monkeypatch.setattr(module, "probe_epoch", lambda *rest: calls.append(1) or real(*rest))
+        resumed = align(*given, QUICK, checkpoint=tmp_path/name)
+        assert len(calls) == QUICK.epochs and changed(resumed.head, align(*given, QUICK).head) == [], name
+
 def test_protocol():
     steps, cosine = Align(), Align(schedule="cosine", learning_rate=2.0)
     assert [round(rate(steps, done), 6) for done in (0, 0.59, 0.6, 0.79, 0.8, 0.99)] == [30, 30, 3, 3, 0.3, 0.3]

@@ -112,15 +112,19 @@ def test_a_pass_is_recorded_when_it_comes_again(recorder):
 def test_pretraining_through_recorded_passes_is_the_same(recorder, monkeypatch, method, key_bn):
     from dataclasses import replace
     from scdd.data import load
+    from scdd.models import build
     from scdd.pretrain import pretrain
     from scdd.recipes import Architecture, find_recipe, with_method
     recipe = find_recipe("digits"); data = load(recipe.data, "train").subset(list(range(200)))
-    config = replace(with_method(recipe, method).pretrain, epochs=2, batch=32, bn_splits=4, key_bn=key_bn, measure_every=0)
+    config = replace(with_method(recipe, method).pretrain, learning_rate=1e-4, epochs=2, batch=32, bn_splits=4, key_bn=key_bn, measure_every=0)
     again = pretrain(data, Architecture(width=4), config, device="cpu")
     assert recorder and "forward" not in vars(again.backbone)
     monkeypatch.setattr(device, "uses_graphs", lambda _: False)
     plain = pretrain(data, Architecture(width=4), config, device="cpu")
-    for name, value in plain.state_dict().items(): torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    begun = build(Architecture(width=4), data, 0).state_dict()
+    for name, value in plain.state_dict().items():   # small steps, for large ones amplify what is rounded otherwise; so what is compared is how far each tensor has come
+        apart, moved = ((value.double() - other.double()).abs().max() for other in (again.state_dict()[name], begun[name]))
+        assert apart <= 0.01 * moved + 1e-8, name
 
 
 def test_students_through_recorded_passes_are_the_same(recorder, monkeypatch):

@@ -248,7 +248,8 @@ def test_a_teacher_is_trained_once(data, tmp_path, monkeypatch):
     monkeypatch.setattr(chapter, "pretrain", None)
     again = decoupled(data, 2, config, checkpoint=tmp_path)
     assert (again.images == first.images).all() and again.provenance["teacher_seconds"] == first.provenance["teacher_seconds"]
-    with pytest.raises(UserError, match="other settings"): decoupled(data, 2, replace(config, teacher=replace(config.teacher, epochs=2)), checkpoint=tmp_path)
+    with pytest.raises(UserError, match="other settings or on other images"): decoupled(data, 2, replace(config, teacher=replace(config.teacher, epochs=2)), checkpoint=tmp_path)
+    with pytest.raises(UserError, match="other settings or on other images"): decoupled(replace(data, fingerprint="another"), 2, config, checkpoint=tmp_path)
 
 
 def test_teachers_by_path(data, network, tmp_path):
@@ -290,6 +291,19 @@ def test_rded_goes_on(data, network, tmp_path, monkeypatch):
     assert asked == [0, 1, 2, 2] and (again.images == whole.images).all()
 
 
+def test_rded_does_not_go_on_under_another_teacher(data, network, tmp_path, monkeypatch):
+    kept, real, asked, other = chapter.Checkpoint, chapter.low_loss_patches, [], network_of(data, 7)
+    monkeypatch.setattr(chapter, "Checkpoint", lambda folder=None: kept(folder, 0.0))
+    def once(ask, images, label, *rest):
+        asked.append(label)
+        if len(asked) == 3: raise Stop
+        return real(ask, images, label, *rest)
+    monkeypatch.setattr(chapter, "low_loss_patches", once)
+    with pytest.raises(Stop): rded(data, 2, RDED(candidates=6), checkpoint=tmp_path, teacher=network)
+    again = rded(data, 2, RDED(candidates=6), checkpoint=tmp_path, teacher=other)
+    assert asked == [0, 1, 2, 0, 1, 2] and (again.images == rded(data, 2, RDED(candidates=6), teacher=other).images).all()
+
+
 # students
 
 def test_labels_of_several_networks(data, pool):
@@ -324,6 +338,7 @@ def test_published():
 @pytest.mark.parametrize("config, words", [
     (FADRM(recover=QUICK), "--config.residual: .*init patch"), (FADRM(recover=replace(QUICK, init="real"), residual=1.5), "--config.residual 1.5"), (FADRM(recover=replace(QUICK, init="real"), blocks=7), "--config.blocks 7: give 1 to 6"),
     (EDC(recover=QUICK, category=-0.1), "--config.category -0.1"), (GVBSM(recover=QUICK, conv_patch=-1), "--config.conv_patch -1"),
+    (EDC(recover=QUICK, choose="turn"), "--config.choose turn: there is no such choice"), (EDC(recover=QUICK, densify_temperature=0.0), "--config.densify_temperature 0.0"), (SRe2L(recover=QUICK, teacher=Pretrain("simclr")), "--config.teacher.method simclr"),
     (GVBSM(recover=replace(QUICK, keep="best")), "keep best"), (GVBSM(recover=replace(QUICK, micro_batch=2)), "micro_batch"),
 ])
 def test_settings_that_mean_nothing(data, network, config, words):
@@ -340,9 +355,11 @@ def test_bad_input(data, network, tmp_path):
     with pytest.raises(UserError, match="list is empty"): sre2l(data, 1, quick, teacher=[])
     with pytest.raises(UserError, match="no such file"): sre2l(data, 1, quick, teacher=tmp_path/"none.safetensors")
     with pytest.raises(UserError, match="--config.factor 5: images of 12 pixels"): rded(data, 1, RDED(factor=5), teacher=network)
+    with pytest.raises(UserError, match="--config.crops 0"): rded(data, 1, RDED(crops=0), teacher=network)
+    with pytest.raises(UserError, match="--config.scored pad"): rded(data, 1, RDED(scored="pad"), teacher=network)
     with pytest.raises(UserError, match="--config.factor 0"): rded(data, 1, RDED(factor=0), teacher=network)
     with pytest.raises(UserError, match="--ipc 4: .* 4 tiles.* give at most 3"): rded(data, 4, RDED(factor=2), teacher=network)
 
 
 def test_a_loss_that_is_no_number(data, network):
-    with pytest.raises(UserError, match="no finite number any more at step"): decoupled(data, 2, EDC(recover=replace(QUICK, init="real", learning_rate=float("inf"), r_bn=1e38)), teacher=network)
+    with pytest.raises(UserError, match="no finite number any more at step"): decoupled(data, 2, EDC(recover=replace(QUICK, init="real", learning_rate=1e38, r_bn=1e38)), teacher=network)

@@ -205,6 +205,12 @@ def test_interrupted_and_resumed_is_the_same(train, tmp_path, monkeypatch, confi
     again = mtt(train, 1, config, device="cpu", checkpoint=tmp_path/"run")  # killed before the set was stored: nothing is walked again
     assert len(calls) == 6 and alike(whole, again)
 
+def test_seconds_of_experts_are_of_all_attempts(train, tmp_path):
+    first = mtt(train, 1, QUICK, device="cpu", checkpoint=tmp_path/"run")
+    again = mtt(train, 1, QUICK, device="cpu", checkpoint=tmp_path/"run")   # the experts are there already
+    assert again.provenance["expert_seconds"] == first.provenance["expert_seconds"] > 0
+    assert mtt(train, 1, replace(QUICK, folder=str(tmp_path/"run"/"experts")), device="cpu").provenance["expert_seconds"] < first.provenance["expert_seconds"]   # not trained for this set
+
 def test_seed_decides(train):
     one, two, other = (mtt(train, 1, replace(QUICK, iterations=2), seed, "cpu") for seed in (0, 0, 1))
     assert alike(one, two) and not alike(one, other)
@@ -248,6 +254,14 @@ def test_published_values():
 def test_what_cannot_work_is_one_line(train, change, words):
     with pytest.raises(UserError) as told: mtt(train, 1, replace(QUICK, **change), device="cpu")
     assert words in str(told.value) and "\n" not in str(told.value)
+
+def test_mistakes_with_experts(train, tmp_path):
+    (tmp_path/"file").write_text("")
+    with pytest.raises(UserError, match="--config.folder .*is a file"): mtt(train, 1, replace(QUICK, folder=str(tmp_path/"file")), device="cpu")
+    with pytest.raises(UserError, match="--config.experts.augment"): mtt(train, 1, replace(QUICK, experts=replace(EXPERTS, augment="colour")), device="cpu")
+    with pytest.raises(UserError, match="name a folder"): train_experts(train, QUICK.network, EXPERTS, device="cpu")
+    with pytest.raises(UserError) as told: published("mtt", "imagenet1k", 1)
+    assert "(there are" in str(told.value) and "imagenet1k 1," not in str(told.value).split("(there are")[1]
 
 def test_ipc_larger_than_a_class(train):
     with pytest.raises(UserError, match="--ipc 100"): mtt(train, 100, QUICK, device="cpu")

@@ -126,6 +126,21 @@ def test_checkpoint_of_another_run(tmp_path):
     pretrain(some(), SMALL, tiny("simclr", epochs=1), device="cpu", checkpoint=tmp_path)
     with pytest.raises(UserError, match="another run.*temperature"): pretrain(some(), SMALL, tiny("simclr", epochs=1, temperature=0.3), device="cpu", checkpoint=tmp_path)
 
+def test_checkpoint_of_another_stage(tmp_path):
+    torch.save({"head": {}}, tmp_path/"checkpoint.pt")
+    with pytest.raises(UserError, match="is the checkpoint of another stage"): pretrain(some(), SMALL, tiny("simclr", epochs=1), device="cpu", checkpoint=tmp_path)
+
+@pytest.mark.parametrize("count", [9, 10, 13, 17])
+def test_no_group_of_a_split_batchnorm_is_a_single_image(count):
+    "57 images in parts of 8 would leave one alone."
+    found = pretrain(some(count), SMALL, tiny("mocov2", epochs=1, batch=64, bn_splits=4), device="cpu")
+    assert np.isfinite(found.about["curve"][-1]["loss"])
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_handful_of_images(count):
+    assert "knn" in pretrain(some(count), SMALL, tiny("supervised", epochs=1, measure_every=1), device="cpu").about["curve"][-1]
+    with pytest.raises(UserError, match="1 training image is too few"): pretrain(some(1), SMALL, tiny("supervised", epochs=1), device="cpu")
+
 def test_seeds_differ():
     first, again, other = (pretrain(some(), SMALL, tiny("simclr", epochs=1), seed, "cpu") for seed in (0, 0, 1))
     weight = lambda n: n.backbone.conv1.weight

@@ -228,7 +228,7 @@ class Observed:
 def resume(store: Checkpoint, origin: str)->dict|None:
     "The state of a run with this origin; another's is refused."
     state = store.load()
-    if state and state["origin"] != origin: raise UserError(f"{store.path}: the checkpoint of a run with other data, seed or values; delete it, or give another --checkpoint")
+    if state and state.get("origin") != origin: raise UserError(f"{store.path}: the checkpoint of a run with other data, seed or values; delete it, or give another --checkpoint")
     return state
 
 def origin_of(data, config, seed)->str:
@@ -312,8 +312,9 @@ def kmeans(data: ImageData,  # real images to choose from
            checkpoint=None,  # folder of the training run
           )->SyntheticSet:
     "The images nearest to the k-means centres of each class."
-    check_ipc(data, ipc); began, device = time.monotonic(), pick(device)
+    check_ipc(data, ipc); device = pick(device)
     observed, images, chosen = observe(data, config, seed, device, checkpoint, "k-means"), to_device(data)[0], []
+    began = time.monotonic() - observed.seconds  # an interrupted training counts in whole
     for label, places in enumerate(class_indices(data.labels, data.classes)):
         features = class_features(observed.network, images, places, device).cpu()
         chosen.append(places[nearest_images(features, centres_of(features, ipc, config.restarts, seed_of(seed, "k-means", label)))])
@@ -346,8 +347,9 @@ def herding(data: ImageData,  # real images to choose from
             checkpoint=None,  # folder of the training run
            )->SyntheticSet:   # within a class, in the order in which they were chosen
     "The images that herding picks in each class."
-    check_ipc(data, ipc); began, device = time.monotonic(), pick(device)
+    check_ipc(data, ipc); device = pick(device)
     observed, images, chosen = observe(data, config, seed, device, checkpoint, "herding"), to_device(data)[0], []
+    began = time.monotonic() - observed.seconds  # an interrupted training counts in whole
     for places in class_indices(data.labels, data.classes):
         features = class_features(observed.network, images, places, device)
         chosen.append(places[herd(F.normalize(features, dim=1) if config.unit_length else features, ipc).cpu()])
@@ -385,8 +387,9 @@ def forgetting(data: ImageData,  # real images to choose from
                checkpoint=None,  # folder of the training run
               )->SyntheticSet:
     "The most (or least) forgotten images of each class."
-    check_ipc(data, ipc); began, device = time.monotonic(), pick(device)
+    check_ipc(data, ipc); device = pick(device)
     observed = observe(data, config, seed, device, checkpoint, "forgetting"); scores = observed.forgetting
+    began = time.monotonic() - observed.seconds  # an interrupted training counts in whole
     if config.never_learned == "drop": scores = torch.where(observed.never > 0, -torch.inf if config.keep == "hardest" else torch.inf, scores)
     chosen = extreme(scores, data.labels, data.classes, ipc, config.keep, seed)
     return chosen_set(data, chosen, made_by("forgetting", config, seed, device, time.monotonic() - began, curve=observed.curve, scores=scores[chosen].clamp(-1, config.epochs).tolist()))
@@ -409,8 +412,9 @@ def el2n(data: ImageData,  # real images to choose from
          checkpoint=None,  # folder of the training runs
         )->SyntheticSet:
     "The images of each class with the largest (or smallest) error norms."
-    check_ipc(data, ipc); began, device = time.monotonic(), pick(device)
+    check_ipc(data, ipc); device = pick(device)
     observed = observe(data, config, seed, device, checkpoint, "EL2N")
+    began = time.monotonic() - observed.seconds  # an interrupted training counts in whole
     chosen = extreme(observed.error, data.labels, data.classes, ipc, config.keep, seed)
     return chosen_set(data, chosen, made_by("el2n", config, seed, device, time.monotonic() - began, curve=observed.curve, scores=observed.error[chosen].tolist()))
 

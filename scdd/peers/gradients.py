@@ -192,7 +192,7 @@ def origin(method, data, ipc, config, seed)->str:
 def resumed(store: Checkpoint, made_with: str, method: str):
     "The state to go on from, or None; that of another run is refused."
     state = store.load()
-    if state is not None and state["origin"] != made_with: raise UserError(f"{store.path}: the checkpoint of another run; delete it to start this {method}, or give another folder")
+    if state is not None and state.get("origin") != made_with: raise UserError(f"{store.path}: the checkpoint of another run; delete it to start this {method}, or give another folder")
     return state
 
 def check_losses(curve, first, step, method):

@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from ..data import ImageData, batches, to_device
 from ..device import autocast, can_compile, generator, pick, seed_of
-from ..files import Checkpoint, UserError, progress, read_json, remove, write_json, write_tensors
-from ..processes import everyone, from_first, mine, rank
+from ..files import Checkpoint, UserError, progress, read_about, read_json, remove, write_json, write_tensors
+from ..processes import everyone, from_first, mine, rank, ranks
 from ..models import Network, build, essential
 from .coresets import as_set, check_ipc, normalised, pixels_of, start_images
 from .gradients import ALL_KINDS, black_and_white, check_config, draw_siamese, resumed, siamese
@@ -170,6 +170,9 @@ class Buffer(NamedTuple):
     count: int   # experts
     epochs: int  # of each; there is one point more
     def path(self, expert): return self.folder/f"expert-{expert:05d}.safetensors"
+    def seconds(self)->float:
+        "What training them took, interruptions left out."
+        return sum(float(read_about(self.path(expert)).get("seconds", 0.0)) for expert in range(self.count))
     def points(self, expert: int, *epochs)->list:  # of P float32
         "Some points of a trajectory: only these are read."
         from safetensors import SafetensorError, safe_open
@@ -179,21 +182,21 @@ class Buffer(NamedTuple):
 
 # %% ../../nbs/peers/23_trajectories.ipynb #c3caf545
 def train_group(logits, starts, source, labels, members, config: Experts, seed, data_name, store: Checkpoint, bar=None, compile=False):
-    "The trajectories of some experts, (epochs + 1)×K×P on the CPU, and their losses."
+    "The trajectories of some experts, (epochs + 1)×K×P on the CPU, their losses, and seconds over all attempts."
     device, key = starts.device, repr((members, config, seed))
     slopes, weights, velocity = expert_slopes(logits, len(members), device, config.precision), starts.clone(), torch.zeros_like(starts)
     if compile: slopes = recorded(slopes, True)
-    points, losses = [starts.cpu()], []
-    if (state := store.load()) and state["key"] == key:
-        points, losses = list(state["points"]), list(state["losses"]); weights.copy_(points[-1]); velocity.copy_(state["velocity"])
+    points, losses, began, before = [starts.cpu()], [], time.monotonic(), 0.0
+    if (state := store.load()) and state.get("key") == key:
+        before, points, losses = state["seconds"], list(state["points"]), list(state["losses"]); weights.copy_(points[-1]); velocity.copy_(state["velocity"])
         if bar is not None: bar.update(len(losses) * len(members))
     for epoch in range(len(losses), config.epochs):
         losses.append(expert_epoch(slopes, weights, velocity, source, labels, members, epoch, config, seed, data_name).cpu()); points.append(weights.cpu().clone())
         if not losses[-1].isfinite().all(): raise UserError(f"experts: the loss is no finite number any more in epoch {epoch + 1}; lower --config.experts.learning_rate")
         if bar is not None: bar.update(len(members))
-        store.save(lambda: {"key": key, "points": torch.stack(points), "losses": torch.stack(losses), "velocity": velocity})
+        store.save(lambda: {"key": key, "points": torch.stack(points), "losses": torch.stack(losses), "velocity": velocity, "seconds": before + time.monotonic() - began})
     store.clear()
-    return torch.stack(points), torch.stack(losses)
+    return torch.stack(points), torch.stack(losses), before + time.monotonic() - began
 
 # %% ../../nbs/peers/23_trajectories.ipynb #063acd3b
 def real_images(data: ImageData, transform, device)->tuple:  # function of indices, and labels
@@ -207,10 +210,11 @@ def train_experts(data: ImageData,
                   config: Experts = Experts(),
                   seed: int = 0,
                   device = "auto",
-                  folder = None,     # where they are kept; what is there already is not made again
+                  folder = None,     # where they are kept, which has to be named; what is there already is not made again
                   transform = None,  # of `fit_zca`: experts that see whitened images
                  )->Buffer:
     "Train the experts that are missing; of several processes each trains some."
+    if folder is None: raise UserError("experts: name a folder to keep them in")
     device, folder = pick(device), Path(folder)
     if config.count < 1 or config.epochs < 1 or config.batch < 1: raise UserError("--config.experts: count, epochs and batch must be at least 1")
     logits, shapes = as_function(build(architecture, data, 0).to(device)); buffer = Buffer(folder, config.count, config.epochs)
@@ -222,9 +226,9 @@ def train_experts(data: ImageData,
     bar = progress(None, "experts", "epoch", config.count * config.epochs, (config.count - len(missing)) * config.epochs)
     for members in mine([missing[i:i + together] for i in range(0, len(missing), together)]):
         starts = torch.stack([flat(build(architecture, data, seed_of(seed, "expert", member))) for member in members]).to(device)
-        points, losses = train_group(logits, starts, source, labels, members, config, seed, data.name, Checkpoint(folder/f"from-{members[0]:05d}"), bar, compile)
+        points, losses, seconds = train_group(logits, starts, source, labels, members, config, seed, data.name, Checkpoint(folder/f"from-{members[0]:05d}"), bar, compile)
         for place, member in enumerate(members):
-            about = {"shapes": json.dumps(shapes), "losses": json.dumps(losses[:, place].tolist())}
+            about = {"shapes": json.dumps(shapes), "losses": json.dumps(losses[:, place].tolist()), "seconds": str(seconds / len(members))}
             write_tensors(buffer.path(member), {"weights": points[:, place]}, about)
         remove(folder/f"from-{members[0]:05d}")
     bar.close(); everyone(None)
@@ -486,7 +490,7 @@ PUBLISHED = {  # (method, data set, IPC): what differs from the defaults
 def published(method: str,  # mtt or tesla
               data_name: str, ipc: int)->MTT:
     "The published values for a data set and an IPC; those of MTT where TESLA gave none."
-    kind, known = {"mtt": MTT, "tesla": TESLA}[method], {(name, count) for _, name, count in PUBLISHED}
+    kind, known = {"mtt": MTT, "tesla": TESLA}[method], {(name, count) for who, name, count in PUBLISHED if who in (method, "mtt")}
     found = PUBLISHED.get((method, data_name, ipc)) or PUBLISHED.get(("mtt", data_name, ipc))
     if found is None: raise UserError(f"{method}: no values were published for {data_name} at IPC {ipc} (there are {', '.join(f'{n} {c}' for n, c in sorted(known))}); give your own, --config.steps, --config.ahead, --config.starts, --config.image_rate and --config.step_rate first")
     return kind(**found)
@@ -524,6 +528,9 @@ def check_match(data: ImageData, ipc: int, config: MTT):
     if config.batch is not None and config.batch < 1: raise UserError(f"--config.batch {config.batch}: must be at least 1")
     needed = config.starts - 1 + config.ahead
     if needed > config.experts.epochs: raise UserError(f"--config.experts.epochs {config.experts.epochs}: a start at epoch {config.starts - 1} and a target {config.ahead} epochs ahead need {needed}; give more, or lower --config.starts")
+    if config.folder and Path(config.folder).exists() and not Path(config.folder).is_dir(): raise UserError(f"--config.folder {config.folder}: is a file; name a folder for the experts")
+    try: draw_siamese(generator("cpu", 0), config.experts.augment, "any")
+    except UserError as error: raise UserError(str(error).replace("--config.augment", "--config.experts.augment")) from None
     if config.step_size <= 0: raise UserError(f"--config.step_size {config.step_size:g}: must be above 0")
     if config.zca and config.clip == "always": raise UserError("--config.clip always: whitened images have no range to be clipped to; give --config.clip end, or no --config.zca")
 
@@ -582,6 +589,7 @@ def match_trajectories(data: ImageData,
     with tempfile.TemporaryDirectory() as spare:
         folder = Path(config.folder or Path(checkpoint or from_first(spare))/"experts")
         buffer = train_experts(data, config.network, config.experts, seed, device, folder, transform); trained = time.monotonic()
+        spent = buffer.seconds() / ranks()  # of experts of this set alone; those in a folder of their own may be of another day
         if rank(): return None  # the experts were work for all, the images are for one
         images, labels = start_images(data, ipc, config.init, seed, device)
         if transform is not None and config.init == "real": images = whiten(images, transform)
@@ -594,7 +602,7 @@ def match_trajectories(data: ImageData,
     pixels, inner = pixels_of(bare(images), data), bare(images)
     outside = float(((inner - normalised(pixels, data)).abs() > 1e-3).float().mean())
     provenance = {"method": type(config).__name__.lower(), "config": {**asdict(config), "folder": None}, "ipc": ipc, "seed": seed, "device": str(device), "seconds": time.monotonic() - began,
-                  "expert_seconds": trained - began, "clipped": outside, "curve": thin(curve.cpu()[:, None])}
+                  "expert_seconds": trained - began if config.folder else spent, "clipped": outside, "curve": thin(curve.cpu()[:, None])}
     arrays = None if transform is None else {name: value.cpu().numpy() for name, value in transform.items()}
     return as_set(pixels, labels, data, provenance, learned_step=float(step_size), transform=arrays, soft_labels=soft)
 
