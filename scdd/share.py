@@ -209,6 +209,7 @@ def load_any(path,       # a set or run of ours, an .npz, a folder with a table,
 def counted(labels, data=None)->tuple:
     "Names of classes that have numbers only: the data's, as far as these go, else the numbers."
     count = max(map(int, labels)) + 1
+    if count > 1_000_000: raise UserError(f"the label {count - 1} is the number of no class; labels count the classes from 0")
     return tuple(map(str, range(count) if data is None or count > len(data.classes) else data.classes[:count]))
 
 def read_npz(path: Path, data=None)->SyntheticSet:
@@ -238,15 +239,15 @@ def about_of(path: Path)->dict:
 def read_pictures(path: Path, size=None, data=None)->SyntheticSet:
     "Pictures in a folder with a table, or in class folders; in `train/` where there is one."
     base = path/"train" if (path/"train").is_dir() else path
-    about, rows = about_of(path), read_table(base)
-    soft = soft_of(rows, base)
+    about, table = about_of(path), read_table(base)
+    rows, soft = table, soft_of(table, base)
     for row in rows:
         if not (base/row["file_name"]).resolve().is_relative_to(base.resolve()): raise UserError(f"{base}: its table names {row['file_name']}, which lies outside of the folder; a set holds its own pictures")
     if not rows: rows = [{"file_name": file.relative_to(base), "label": name} for name, folder in class_folders(base).items() for file in images_in(folder)]
     if not rows: raise UserError(f"{path}: holds no set.json, no .npz, no metadata.jsonl and no class folders; a set is one of these")
     names = [str(row.get("class", row["label"])) for row in rows]
-    numbers = all("file_name" in row and "class" not in row and name.isdecimal() for row, name in zip(rows, names)) and not any(isinstance(row["file_name"], Path) for row in rows)
-    if numbers and "classes" not in about: names = [str(int(name)) for name in names]; classes = counted(names, data); names = [classes[int(name)] for name in names]
+    if table and "classes" not in about and all("class" not in row and name.isdecimal() for row, name in zip(table, names)):  # positions
+        classes = counted(names, data); names = [classes[int(name)] for name in names]
     elif soft is not None and "classes" not in about: raise UserError(f"{base}: its table has soft labels and names of classes, and nothing says which column is which; give the classes in their order in {path/'about.json'}, or leave soft_labels out")
     else: classes = tuple(about.get("classes", dict.fromkeys(names)))
     if unknown := [name for name in names if name not in classes]: raise UserError(f"{path/'about.json'}: its classes lack {unknown[0]}, which the table has; add it")

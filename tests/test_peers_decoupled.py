@@ -277,22 +277,10 @@ def test_resuming_is_exact(data, pool, tmp_path, monkeypatch, config):
     with pytest.raises(UserError, match="other settings"): decoupled(data, 2, replace(config, recover=replace(config.recover, r_bn=0.2)), 3, "cpu", tmp_path, pool)
 
 
-def test_rded_goes_on(data, network, tmp_path, monkeypatch):
-    whole, kept, asked = rded(data, 2, RDED(candidates=6), teacher=network), chapter.Checkpoint, []
-    monkeypatch.setattr(chapter, "Checkpoint", lambda folder=None: kept(folder, 0.0))
-    real = chapter.low_loss_patches
-    def once(ask, images, label, *rest):
-        asked.append(label)
-        if len(asked) == 3: raise Stop
-        return real(ask, images, label, *rest)
-    monkeypatch.setattr(chapter, "low_loss_patches", once)
-    with pytest.raises(Stop): rded(data, 2, RDED(candidates=6), checkpoint=tmp_path, teacher=network)
-    again = rded(data, 2, RDED(candidates=6), checkpoint=tmp_path, teacher=network)
-    assert asked == [0, 1, 2, 2] and (again.images == whole.images).all()
-
-
-def test_rded_does_not_go_on_under_another_teacher(data, network, tmp_path, monkeypatch):
-    kept, real, asked, other = chapter.Checkpoint, chapter.low_loss_patches, [], network_of(data, 7)
+@pytest.fixture
+def stopped_rded(data, network, tmp_path, monkeypatch):
+    "RDED that was stopped in its third class: its folder, and the classes that it has asked about, which grow with what follows."
+    kept, real, asked = chapter.Checkpoint, chapter.low_loss_patches, []
     monkeypatch.setattr(chapter, "Checkpoint", lambda folder=None: kept(folder, 0.0))
     def once(ask, images, label, *rest):
         asked.append(label)
@@ -300,8 +288,13 @@ def test_rded_does_not_go_on_under_another_teacher(data, network, tmp_path, monk
         return real(ask, images, label, *rest)
     monkeypatch.setattr(chapter, "low_loss_patches", once)
     with pytest.raises(Stop): rded(data, 2, RDED(candidates=6), checkpoint=tmp_path, teacher=network)
-    again = rded(data, 2, RDED(candidates=6), checkpoint=tmp_path, teacher=other)
-    assert asked == [0, 1, 2, 0, 1, 2] and (again.images == rded(data, 2, RDED(candidates=6), teacher=other).images).all()
+    return tmp_path, asked
+
+@pytest.mark.parametrize("same, then", [(True, [2]), (False, [0, 1, 2])], ids=["its own teacher", "another teacher"])
+def test_rded_goes_on_under_its_own_teacher_alone(data, network, stopped_rded, same, then):
+    folder, asked = stopped_rded; teacher = network if same else network_of(data, 7)
+    again = rded(data, 2, RDED(candidates=6), checkpoint=folder, teacher=teacher)
+    assert asked == [0, 1, 2, *then] and (again.images == rded(data, 2, RDED(candidates=6), teacher=teacher).images).all()
 
 
 # students

@@ -148,6 +148,8 @@ def test_numbers_are_positions_and_soft_labels_keep_their_columns(strangers, dig
     assert load_any(tmp_path/"set.npz").classes == tuple(map(str, range(12)))
     np.savez(tmp_path/"more.npz", images=np.zeros((13, 16, 16, 1), np.uint8), labels=np.arange(13))
     with pytest.raises(UserError, match="its class 12 is none of the data's"): load_any(tmp_path/"more.npz", twelve)
+    np.savez(tmp_path/"huge.npz", images=np.zeros((1, 16, 16, 1), np.uint8), labels=np.array([10**12]))
+    with pytest.raises(UserError, match="the label 1000000000000 is the number of no class"): load_any(tmp_path/"huge.npz", twelve)   # and not after a million million names
 
 def test_a_strangers_set_is_augmented_as_the_real_images_beside_it(strangers, digits):
     from scdd.relabel import data_name
