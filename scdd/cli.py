@@ -12,7 +12,7 @@ __all__ = ['COMMANDS', 'OWN', 'ONLY', 'RUNS', 'TABLES', 'LOOKS', 'NEEDS', 'own_o
 import contextlib, io, itertools, re, sys, time
 from dataclasses import fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 from .files import UserError, nearest, read_json
 from .peers.compare import DECOUPLED, about_peers, check_method
 from .recipes import DIGIT_VALUES, METHOD_VALUES, RECIPES, TEXTS, Recipe, check, comments, find_recipe, flatten, grid_axes, with_method
@@ -38,6 +38,7 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "grid": (bool, False, "run the grid instead: methods × initialisations × who relabels (digits: who recovers × who relabels)"),
        "teacher": (Optional[str], None, "file of the network that a decoupled method makes its images with, or that gives soft labels to what is evaluated; trained where not given"),
        "learned": (str, "used", "used or ignored: the step size, the whitening and the labels that come with a method's images, for students with hard labels"),
+       "until": (Literal["recover", "relabel", "train"], "train", "how far to go: recover is the images alone, train is all of it; the same command without it goes on"),
        "methods": (tuple[str, ...], (), "the methods to compare; all of `scdd distill` where not given"),
        "trials": (Optional[int], None, "settings that `scdd experiment search` tries after its table; 40 where not given, 0 for the table alone"),
        "protocol": (tuple[str, ...], (), "train and hard (the recipe's own; both where nothing is given), once (train, with one soft label for each image), or those of papers: scdd, sre2l, strong, dc, dsa, rded, gvbsm, edc, fadrm"),
@@ -45,7 +46,7 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "costs": (Optional[str], None, "file of costs that `scdd plan --save` wrote, perhaps on another machine; measured here where not given"),
        "save": (Optional[str], None, "JSON file for the costs, and for what --against found"),
        "against": (tuple[str, ...], (), "run folders made on this machine, whose seconds the plan is held against")}
-ONLY = {"grid": ("run",), "teacher": ("distill", "evaluate"), "learned": ("distill",), "methods": ("compare",), "trials": ("experiment",), "protocol": ("evaluate",),
+ONLY = {"grid": ("run",), "teacher": ("distill", "evaluate"), "learned": ("distill",), "until": ("distill",), "methods": ("compare",), "trials": ("experiment",), "protocol": ("evaluate",),
         "devices": ("plan",), "costs": ("plan",), "save": ("plan",), "against": ("plan",)}  # options of some commands alone
 RUNS = ("out", "seed", "reuse")  # options that a plan has no use for
 
@@ -119,7 +120,7 @@ def without_config(words: list)->list:
     "What was typed for the recipe and not for its method."
     kept, keep = [], True
     for word in words:
-        if word.startswith("--") or word == "-h": keep = not re.match(r"--(config\.|teacher|learned|help)|-h$", word)
+        if word.startswith("--") or word == "-h": keep = not re.match(r"--(config\.|teacher|learned|until|help)|-h$", word)
         if keep: kept.append(word)
     return kept
 
@@ -245,7 +246,7 @@ def start(name: str, words: list):
     axes, words = axes_of(words) if name == "sweep" else ({}, words)
     recipe, chosen = parse(name, words, whole=name != "sweep")
     refuse_set(recipe, words, asked or ("grid" if chosen["grid"] else None)); there(chosen["reuse"])
-    whole = name in ("run", "distill")
+    until = {"run": "train", "distill": chosen.pop("until")}.get(name, name)
     folder = Path(chosen.pop("out") or Path("runs")/default_folder(asked or name, recipe, axes))
     table, methods, trials = chosen.pop("grid"), chosen.pop("methods"), chosen.pop("trials", None)
     for option in ("teacher", "learned"): chosen.pop(option)
@@ -256,8 +257,8 @@ def start(name: str, words: list):
     if name == "compare": return say(as_markdown(compare(recipe, folder, methods, **chosen)) + f"\ntable: {folder/'compare.html'}")
     if asked: return say(as_markdown(experiment(asked, recipe, folder, **chosen, **own)) + f"\ntable: {folder/'experiment.json'}")
     if name == "sweep": return say(as_markdown(sweep(recipe, axes, folder, **chosen)) + f"\ntable: {folder/'sweep.html'}")
-    made = run(recipe, folder, until="train" if whole else name, **chosen)
-    say(summary(made, folder) if whole or name == "train" else f"done up to {name}: {folder}")
+    made = run(recipe, folder, until=until, **chosen)
+    say(summary(made, folder) if until == "train" else f"done up to {until}: {folder}")
 
 def there(folders):
     "Refuse to reuse what is not there: everything would be made again in silence."

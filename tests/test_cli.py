@@ -58,6 +58,8 @@ def test_recipes_are_listed(capsys):
     (["distill", "dm", "digits", "--config.iteration", "5"], "--config.iteration: there is no such option; did you mean '--config.iterations'?"),
     (["distill", "dm", "digits", "--config.iterations", "0", "--out", "never"], "--config.iterations 0: must be at least 1"),
     (["distill", "dm", "digits", "--teacher", "x", "--out", "never"], "--teacher x: dm makes its images without a trained network"),
+    (["distill", "dm", "digits", "--until", "recove"], "--until recove: there is no such choice; did you mean 'recover'?"),
+    (["run", "digits", "--until", "recover"], "--until: there is no such option"),
     (["distill", "dm", "digits", "--learned", "perhaps"], "--learned perhaps: there is no such choice"),
     (["distill", "sre2l", "digits", "--config.network.width", "8"], "--config.network.width: sre2l uses the recipe's network; give --network.width"),
     (["distill", "sre2l", "digits", "--config.teacher.epochs", "8"], "--config.teacher.epochs: sre2l uses the recipe's network; give --supervised.epochs"),
@@ -100,12 +102,17 @@ def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):
 def test_words_become_a_recipe():
     recipe, own = parse("run", ["digits", "--recover.learning-rate", "0.5", "--recover.betas", "0.1", "0.2", "--recover.flip", "True", "--data.classes=3", "--data", "here", "--seed", "4", "--reuse", "a", "b", "--grid"])
     assert (recipe.recover.learning_rate, recipe.recover.betas, recipe.recover.flip, recipe.data.classes) == (0.5, (0.1, 0.2), True, 3)
-    assert own == {"data": "here", "out": None, "device": "auto", "seed": 4, "reuse": ("a", "b"), "grid": True, "teacher": None, "learned": "used", "methods": ()}
+    assert own == {"data": "here", "out": None, "device": "auto", "seed": 4, "reuse": ("a", "b"), "grid": True, "teacher": None, "learned": "used", "until": "train", "methods": ()}
     assert parse("run", ["digits"])[0] == RECIPES["digits"]
 
 def test_a_method_brings_its_values():
     recipe, _ = parse("run", ["digits", "--pretrain.temperature", "0.3", "--pretrain.method=mocov2"])
     assert (recipe.pretrain.method, recipe.pretrain.queue, recipe.pretrain.temperature) == ("mocov2", 1024, 0.3)
+
+def test_a_method_can_stop_at_its_images(tmp_path, capsys):
+    words = ["distill", "herding", "digits", "--data.classes", "2", "--recover.ipc", "1", "--config.epochs", "1", "--device", "cpu", "--out", str(tmp_path/"run"), "--until", "recover"]
+    assert main(words) == 0 and capsys.readouterr().out.endswith(f"done up to recover: {tmp_path/'run'}\n")
+    assert (tmp_path/"run"/"recover"/"stage.json").is_file() and not (tmp_path/"run"/"relabel").exists() and not (tmp_path/"run"/"report.json").exists()
 
 def test_interruption_is_one_line(monkeypatch, capsys):
     def stop(*_, **__): raise KeyboardInterrupt
