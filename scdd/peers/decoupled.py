@@ -137,7 +137,7 @@ def sre2l(data, ipc, config=SRe2L(), seed=0, device="auto", checkpoint=None, tea
 # %% ../../nbs/peers/24_decoupled.ipynb #a501f95a
 @dataclass(frozen=True)
 class CDA(Decoupled):
-    "CDA (TMLR 2024): SRe2L with crops from large to small. No values were published for CIFAR-100: those of SRe2L with the paper's curriculum."
+    "CDA (TMLR 2024): SRe2L with crops from large to small. For recovery from CIFAR-100 we know of no published values: those of SRe2L with the paper's curriculum."
     recover: Recover = replace(SRE2L_RECIPE.recover, crop_start=1.0, crop_min=0.08, crop_schedule="cosine", crop_milestone=1.0, flip=True)
 
 def cda(data, ipc, config=CDA(), seed=0, device="auto", checkpoint=None, teacher=None):

@@ -67,7 +67,7 @@ def groups(network, config, classes, ipc)->list:  # ranges of classes
 class DM:
     "Dataset condensation by distribution matching, with the values of the public code."
     iterations: int = 20000  # random networks, one step on each
-    learning_rate: Optional[float] = None  # SGD, on normalised pixels; 1 where not given, and 10 from 100 images per class on
+    learning_rate: Optional[float] = None  # SGD, on normalised pixels; 1 where not given, and 10 from 100 images per class on (published for CIFAR-10)
     momentum: float = 0.5  # of that SGD
     batch_real: int = 256  # real images of a class for each step
     init: Literal["noise", "real"] = "real"  # where the images start
