@@ -145,8 +145,18 @@ def test_a_run_that_stood_still_has_no_minutes(quick_run, tmp_path, monkeypatch)
     site.keep(quick_run, "one"); site.keep(quick_run, "two", "paused")
     kept = {name: json.loads((tmp_path/f"nbs/experiments/results/{name}.json").read_text()) for name in ("one", "two")}
     assert kept["one"]["accuracy"] == kept["two"]["accuracy"] and "code" in kept["one"] and "curves" not in kept["one"]
-    minutes = {row.split(" | ")[0].strip("| "): row.split(" | ")[8] for row in site.results_table().splitlines()[2:]}
-    assert float(minutes["one"]) >= 0 and minutes["two"] == "–"
+    def minutes(): return [row.split(" | ")[12] for row in site.results_table().splitlines()[2:]]
+    assert minutes() == ["–"]                                                                    # two files of one run are one row
+    (tmp_path/"nbs/experiments/results/two.json").unlink()
+    assert float(minutes()[0]) >= 0
+
+def test_the_front_page_has_a_row_for_each_kind_of_run():
+    "Single runs, cells of a sweep, the full size and the search, each with its own recipe, and no run twice."
+    table = [row.strip("| ").split(" | ") for row in site.results_table().splitlines()]
+    rows = table[2:]; assert {len(row) for row in rows} == {len(table[0])} and len({tuple(row[:12]) for row in rows}) == len(rows)
+    def found(**wanted): return [row for row in rows if all(row[table[0].index(name.replace("_", " "))] == value for name, value in wanted.items())]
+    assert found(data="cifar100", IPC="1") and found(data="cifar100", IPC="50", network="resnet18 × 64")
+    assert {row[4] for row in found(data="cifar100 (10 classes), held out")} == {"supervised"} and found(data="tiny-imagenet (10 classes)")
 
 def test_new_results_are_shown(monkeypatch):
     "What a notebook shows of kept results is not held against new ones; what shows none is left alone."
