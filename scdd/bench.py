@@ -516,7 +516,7 @@ def bench(only=(),        # names of PARTS; all of them where none is given
     if data: data_root(data)
     if out and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()): raise UserError(f"--out {out}: is a folder, or lies in one that is not there; name a JSON file")
     device, tables, began = pick(device), [], time.monotonic()
-    found = {"tables": tables, "sizes": asdict(sizes), "threads": torch.get_num_threads(), "code": code_hash("scdd.bench"), **provenance(device)}
+    found = {"tables": tables, "sizes": asdict(sizes), "threads": torch.get_num_threads(), "code": code_hash("scdd.bench"), "date": time.strftime("%Y-%m-%d"), "command": " ".join(["scdd bench", *(["--only", *only] if only else []), *(["--small"] if sizes.product == SMALL.product else [])]), **provenance(device)}
     with tempfile.TemporaryDirectory() as scratch:
         for name in only or PARTS:
             for one in PARTS[name](sizes=sizes, device=device, root=data, scratch=Path(scratch)):

@@ -41,7 +41,7 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "until": (Literal["recover", "relabel", "train"], "train", "how far to go: recover is the images alone, train is all of it; the same command without it goes on"),
        "methods": (tuple[str, ...], (), "the methods to compare; all of `scdd distill` where not given"),
        "trials": (Optional[int], None, "settings that `scdd experiment search` tries after its table; 40 where not given, 0 for the table alone"),
-       "protocol": (tuple[str, ...], (), "train and hard (the recipe's own; both where nothing is given), once (train, with one soft label for each image), or those of papers: scdd, sre2l, strong, dc, dsa, rded, gvbsm, edc, fadrm"),
+       "protocol": (tuple[str, ...], (), "train and hard (the recipe's own; both where nothing is given), once (train, with one soft label for each image), those of papers: scdd, sre2l, strong, dc, dsa, rded, gvbsm, edc, fadrm; or all"),
        "devices": (int, 1, "devices that share the work"),
        "costs": (Optional[str], None, "file of costs that `scdd plan --save` wrote, perhaps on another machine; measured here where not given"),
        "save": (Optional[str], None, "JSON file for the costs, and for what --against found"),

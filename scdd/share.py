@@ -273,14 +273,15 @@ def read_table(base: Path)->list:
     return []
 
 # %% ../nbs/practice/46_share.ipynb #46000023
-def protocols(names,           # train and hard: the recipe's own; once: train with one soft label for each image; or scdd, sre2l, dc, … of PROTOCOLS
+def protocols(names,           # train and hard: the recipe's own; once: train with one soft label for each image; or scdd, sre2l, dc, … of PROTOCOLS; all: every one of them
               recipe: Recipe,
               words=(),        # options that were typed, such as train.epochs
              )->dict:          # name: Train
     "The protocols that are asked for; the recipe's own two where none is."
     own, chosen = {"train": recipe.train, "hard": recipe.hard, "once": replace(recipe.train, labels="once")}, {}
+    if "all" in names: names = dict.fromkeys((*own, *PROTOCOLS))
     for name in names or ("train", "hard"):
-        if name not in (*own, *PROTOCOLS): raise UserError(f"--protocol {name}: there is no such protocol{nearest(name, (*own, *PROTOCOLS))}")
+        if name not in (*own, *PROTOCOLS): raise UserError(f"--protocol {name}: there is no such protocol{nearest(name, ('all', *own, *PROTOCOLS))}")
         chosen[name] = own.get(name) or adapted(PROTOCOLS[name], recipe, words)
         check_once("train", chosen[name], recipe.relabel)
     read = {"hard" if name == "hard" or name in PROTOCOLS and config.labels == "hard" else "train" for name, config in chosen.items()}

@@ -1,5 +1,5 @@
 "Several processes of one thread: what is split comes together as one process has it."
-import os, shlex, subprocess, sys, textwrap, time
+import os, re, shlex, subprocess, sys, textwrap, time
 import psutil, pytest, torch
 from scdd.files import read_json
 from scdd.recover import load_set
@@ -150,3 +150,38 @@ def test_a_comparison_of_two_processes_with_stored_labels(tmp_path):
     report = Report.load(tmp_path/"compare"/"scdd")
     assert "2 processes" in report.device and len(report.accuracy["distilled_hard"]["values"]) == 2
     assert not list((tmp_path/"compare").rglob("*.part")) and not list((tmp_path/"compare").rglob(".checkpoints/*/*"))
+
+PROGRAM = """
+    import sys
+    from scdd.cli import main
+    from scdd.processes import rank, ranks
+    def program():
+        code = main(sys.argv[1:])
+        print(f"done: {rank()} of {ranks()}", flush=True)
+        if code: sys.exit(code)
+    START
+"""
+
+@pytest.mark.parametrize("way", ["accelerate launch", "notebook_launcher"])
+def test_other_launchers_start_the_same_run(tmp_path, way):
+    "Two processes find each other however they are started, and recover what one recovers."
+    words = ["recover", "digits", *SMALL, "--data.classes", "2", "--supervised.epochs", "1", "--recover.steps", "2", "--recover.ipc", "1", "--recover.batch", "1", "--network.width", "4"]
+    launch(["-m", "scdd", *words, "--out", tmp_path/"one"], 1)
+    program = tmp_path/"program.py"
+    program.write_text(textwrap.dedent(PROGRAM).replace("START", "program()" if way == "accelerate launch" else "from accelerate import notebook_launcher; notebook_launcher(program, (), num_processes=2)"))
+    starter = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"] if way == "accelerate launch" else []
+    done = subprocess.run([sys.executable, *starter, str(program), *words, "--reuse", str(tmp_path/"one"), "--out", str(tmp_path/"two")], capture_output=True, text=True, env=ENV, timeout=240)
+    assert done.returncode == 0, done.stderr[:3000]
+    assert set(re.findall(r"done: \d of \d", done.stdout)) == {"done: 0 of 2", "done: 1 of 2"}
+    one, two = (load_set(tmp_path/name/"recover") for name in ("one", "two"))
+    assert (one.images == two.images).all() and len(two) == 2
+
+def test_the_script_for_a_cluster_is_a_script():
+    "The Slurm script that chapter 42 shows can be read by a shell, and its command by ours."
+    from scdd.cli import parse
+    from scdd.pages import root
+    cells = read_json(root()/"nbs"/"practice"/"42_scale.ipynb")["cells"]
+    [script] = [block for cell in cells for block in re.findall(r"```bash\n(.*?)```", "".join(cell["source"]), re.DOTALL) if "#SBATCH" in block]
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+    words = shlex.split(script.split(" -m scdd run ")[1].split(" &")[0])
+    assert parse("run", words)[0].name == words[0]

@@ -228,6 +228,7 @@ def test_a_pickle_is_not_opened(tmp_path, digits):
 def test_protocols_are_the_recipes_or_those_of_papers():
     recipe = override(DIGITS, {"train.epochs": 7, "train.students": 2, "hard.learning_rate": 0.5})
     assert protocols((), recipe) == {"train": recipe.train, "hard": recipe.hard}
+    assert set(protocols(("all",), recipe)) == {"train", "hard", "once", *PROTOCOLS} and protocols(("all", "dc"), recipe) == protocols(("all",), recipe)
     found = protocols(("hard", *(name for name in PROTOCOLS if name != "hard")), recipe, ["train.epochs", "hard.learning_rate", "out"])
     assert list(found) == ["hard", *(name for name in PROTOCOLS if name != "hard")] and found["hard"] == recipe.hard
     assert found["strong"] == override(DIGITS, {}).train.__class__(**vars(PROTOCOLS["strong"]) | {"epochs": 7, "students": 2, "crop_padding": 1, "flip": False})

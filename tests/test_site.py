@@ -158,6 +158,12 @@ def test_the_front_page_has_a_row_for_each_kind_of_run():
     assert found(data="cifar100", IPC="1") and found(data="cifar100", IPC="50", network="resnet18 × 64")
     assert {row[4] for row in found(data="cifar100 (10 classes), held out")} == {"supervised"} and found(data="tiny-imagenet (10 classes)")
 
+def test_every_result_says_where_it_is_from():
+    "A command (or what a script did), a commit and a day."
+    for path in (site.root()/"nbs"/"experiments"/"results").glob("*.json"):
+        found = json.loads(path.read_text())
+        assert "code" not in found or (found.get("command") or found.get("what")) and found["commit"] and re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"]), path.name
+
 def test_new_results_are_shown(monkeypatch):
     "What a notebook shows of kept results is not held against new ones; what shows none is left alone."
     def notebook(source): return {"cells": [{"cell_type": "code", "id": "a", "source": [source]}], "metadata": {}}

@@ -321,7 +321,7 @@ def by_processes(count: int)->list:
 def bench_processes(out=None, turns=3)->dict:
     "One process and two in turns; the medians are written to a JSON file after each turn, where one is named."
     from scdd.train import provenance
-    found, result = {1: [], 2: []}, {"what": "seconds of a step, one thread for each process", "data": "noise, ten classes of 300 images, 16×16", "code": code_hash("scdd.peers.distributions"), **provenance(torch.device("cpu"))}
+    found, result = {1: [], 2: []}, {"date": time.strftime("%Y-%m-%d"), "command": "python -c \"from scdd.peers.distributions import bench_processes; bench_processes('processes.json')\"", "what": "seconds of a step, one thread for each process", "data": "noise, ten classes of 300 images, 16×16", "code": code_hash("scdd.peers.distributions"), **provenance(torch.device("cpu"))}
     for turn in range(turns):
         for count, turned in found.items(): turned.append(by_processes(count))
         result |= {"turns": turn + 1, "rows": [compared(found, number) for number in range(len(SHARED))]}

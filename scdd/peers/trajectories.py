@@ -395,7 +395,8 @@ def bench(out=None, device="auto", compile=True)->dict:
              "expert epoch, 1297 digits, width 32, batch 64": bench_epoch(digits, small, 64, device, compile=compile),
              "expert epoch, 1280 images of 32×32, width 32, batch 256": bench_epoch(photographs, small, 256, device, compile=compile),
              "expert epoch, 1280 images of 32×32, width 64, batch 256": bench_epoch(photographs, wide, 256, device, compile=compile)}
-    result = {"what": "seconds, median", "data": "digits (16×16) and noise (3×32×32)", "seconds": found, "threads": torch.get_num_threads(), "code": code_hash("scdd.peers.trajectories"), **provenance(device)}
+    result = {"what": "seconds, median", "data": "digits (16×16) and noise (3×32×32)", "seconds": found, "threads": torch.get_num_threads(), "code": code_hash("scdd.peers.trajectories"), "date": time.strftime("%Y-%m-%d"),
+              "command": "python -c \"from scdd.peers.trajectories import bench; bench('speed.json')\"", **provenance(device)}
     if out: write_json(out, result)
     return result
 
