@@ -164,7 +164,7 @@ def plainly(message: str)->str:
 # %% ../nbs/pipeline/11c_cli.ipynb #6f9bebd7
 def recipes()->str:
     "What `scdd recipes` says."
-    rows = [f"{r.name}\n    {r.about}\n    needs: {r.needs}" + (f"\n    costs: {r.cost}" if r.cost else "") for r in RECIPES.values()]
+    rows = [f"{r.name}\n    {r.about}\n    needs: {r.needs}" + f"\n    costs: {r.cost or f'not measured; scdd plan {r.name} says'}" for r in RECIPES.values()]
     return "\n".join(rows) + "\n'scdd run RECIPE --help' lists the values of a recipe."
 
 # %% ../nbs/pipeline/11c_cli.ipynb #37575cdd

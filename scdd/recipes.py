@@ -180,7 +180,7 @@ class Recipe:
     name: str = "recipe"  # what `scdd run` calls it
     about: str = ""  # one line
     needs: str = ""  # data and hardware
-    cost: str = ""  # measured time
+    cost: str = ""  # time, measured or planned
     data: Data = field(default_factory=Data)
     network: Architecture = field(default_factory=Architecture)  # the network that is pretrained and recovered from
     student: Architecture = field(default_factory=Architecture)  # the network that is trained on the result
@@ -261,7 +261,7 @@ RECIPES = {r.name: r for r in [
            Recover(steps=500, learning_rate=0.05, r_bn=1.0, bn_form="normalized", init="patch", crop_min=0.5), Relabel(teacher="supervised"),
            replace(PROTOCOLS["strong"], students=3, epochs=200), replace(PROTOCOLS["hard"], students=3, epochs=200, batch=64),
            Pretrain(method="supervised", epochs=30, batch=64, learning_rate=0.05)),
-    Recipe("cifar100-narrow", "all 100 classes of CIFAR-100, a narrow network, IPC 10: the size of the experiments on two cores", "CIFAR-100 (--data)", "",
+    Recipe("cifar100-narrow", "all 100 classes of CIFAR-100, a narrow network, IPC 10: the size of the experiments on two cores", "CIFAR-100 (--data)", "97 minutes on two cores, by plan",
            Data("cifar100"), Architecture(width=16), Architecture(width=16),
            Pretrain("mocov2", 30, 256, learning_rate=0.06), Pretrain(method="supervised", epochs=20, batch=128, learning_rate=0.1),
            Align(epochs=50, optimizer="adamw", learning_rate=0.05, schedule="cosine", augment=False),
@@ -288,13 +288,13 @@ RECIPES = {r.name: r for r in [
            recover=Recover(ipc=50, steps=2000, learning_rate=0.25, r_bn=0.01, init="patch", crop_min=0.08, flip=True),
            extra=Extra(residual=0.5), relabel=Relabel(teacher="supervised", teacher_bn="batch"),
            train=replace(PROTOCOLS["fadrm"], students=3, schedule_epochs=2000, ema=0.99), hard=replace(PROTOCOLS["hard"], students=3), full=supervised_cifar),
-    Recipe("tiny-imagenet-scdd", "SC-DD on Tiny-ImageNet (64 px), IPC 50", "Tiny-ImageNet (--data); a GPU", "",
+    Recipe("tiny-imagenet-scdd", "SC-DD on Tiny-ImageNet (64 px), IPC 50", "Tiny-ImageNet (--data); a GPU", "6 hours on an H200, by an estimate (chapter 36)",
            Data("tiny-imagenet"), Architecture(), Architecture(), Pretrain("mocov2", 200, 256, learning_rate=0.06),
            Pretrain("supervised", 50, 256, learning_rate=0.2, weight_decay=1e-4, warmup=5), Align(),
            Recover(ipc=50, steps=1000, learning_rate=0.6, r_bn=1.0), Relabel(),
            Train(students=3, epochs=500, batch=256, optimizer="sgd", learning_rate=0.2, weight_decay=1e-4, temperature=20.0, temperature_squared=True, mix="none", crop="resized"),
            replace(PROTOCOLS["hard"], students=3), Pretrain("supervised", 50, 256, learning_rate=0.2, weight_decay=1e-4, warmup=5)),
-    Recipe("imagenet1k-scdd", "SC-DD on ImageNet-1K (224 px), IPC 10, ResNet-50 recovers, ResNet-18 learns", "ImageNet-1K (--data); several GPUs", "",
+    Recipe("imagenet1k-scdd", "SC-DD on ImageNet-1K (224 px), IPC 10, ResNet-50 recovers, ResNet-18 learns", "ImageNet-1K (--data); several GPUs", "68 hours on an H200, 11 on eight, by an estimate (chapter 36)",
            Data("imagenet1k"), Architecture("resnet50", stem="large"), Architecture(stem="large"),
            Pretrain("mocov2", 200, 256, learning_rate=0.03, weight_decay=1e-4, temperature=0.2, hidden=2048, queue=65536, ema=0.999, ema_end=0.999),
            Pretrain("supervised", 90, 256, learning_rate=0.1, weight_decay=1e-4), Align(),
