@@ -1,4 +1,4 @@
-# make demo | make test | make lab | make docs | make class | make slides | make notebooks | make results | make clean
+# make demo | make test | make lab | make docs | make class | make slides | make notebooks | make results | make comparison | make clean
 PYTHON ?= python3
 VENV   ?= .venv
 WORKERS ?= 2
@@ -16,7 +16,7 @@ if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>
 elif [ -n "$$missing" ]; then echo "not on this machine:$$missing (as root: apt-get install$$missing); going on without"; fi
 endef
 
-.PHONY: demo test lab docs class slides notebooks results clean
+.PHONY: demo test lab docs class slides notebooks results comparison clean
 demo: $(VENV)/run
 	$(BIN)/scdd run digits
 
@@ -45,6 +45,17 @@ notebooks: $(VENV)/dev
 # each kept figure with its command and its day, and which modules have changed since
 results: $(VENV)/dev
 	@$(BIN)/python -m scdd.site results
+
+# every method on ten classes of CIFAR-100 (DATA=the folder that holds cifar100), 1 and 10 images per class, for ConvNets with
+# hard labels as in DC's protocol; then other students for four of them. Hours on two cores; the same command goes on
+CONVNET = --student.name convnet --student.width 32 --student.norm instance
+JUDGED = --train.sets each --hard.sets each --hard.epochs 300 --hard.batch 256 --hard.crop none --hard.flip False
+comparison: $(VENV)/run
+	@test -n "$(DATA)" || { echo "make comparison: give DATA=FOLDER, the folder that holds cifar100"; exit 1; }
+	$(BIN)/scdd compare cifar100-mini $(CONVNET) $(JUDGED) --recover.ipc 1 --data $(DATA) --out runs/compare-ipc1
+	$(BIN)/scdd compare cifar100-mini $(CONVNET) $(JUDGED) --recover.ipc 10 --data $(DATA) --out runs/compare-ipc10 --reuse runs/compare-ipc1/scdd
+	for student in resnet18 vgg11_bn vit; do $(BIN)/scdd compare cifar100-mini --student.name $$student $(JUDGED) --recover.ipc 10 --data $(DATA) \
+	  --methods random dm mtt sre2l --out runs/compare-$$student --reuse runs/compare-ipc10/* || exit; done
 
 $(VENV)/run: settings.ini setup.py pyproject.toml
 	$(call system,)
