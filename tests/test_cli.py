@@ -1,5 +1,5 @@
 "The command line: quick, patient with mistakes, and documented."
-import subprocess, sys
+import re, shlex, subprocess, sys
 import pytest
 from scdd.files import UserError
 from scdd.recipes import RECIPES, flatten
@@ -113,6 +113,17 @@ def test_a_method_can_stop_at_its_images(tmp_path, capsys):
     words = ["distill", "herding", "digits", "--data.classes", "2", "--recover.ipc", "1", "--config.epochs", "1", "--device", "cpu", "--out", str(tmp_path/"run"), "--until", "recover"]
     assert main(words) == 0 and capsys.readouterr().out.endswith(f"done up to recover: {tmp_path/'run'}\n")
     assert (tmp_path/"run"/"recover"/"stage.json").is_file() and not (tmp_path/"run"/"relabel").exists() and not (tmp_path/"run"/"report.json").exists()
+
+def test_make_comparison_types_what_there_is():
+    "Every command of the Makefile's target is one that the command line takes, for one student after the other."
+    from scdd.pages import root
+    said = subprocess.run(["make", "-n", "comparison", "DATA=here", "VENV=nowhere"], cwd=root(), capture_output=True, text=True).stdout.replace("\\\n", " ")
+    found = re.findall(r"scdd compare (cifar100-mini [^;|\n]*)", said)
+    assert len(found) == 3
+    for words in found:
+        for student in ("resnet18", "vgg11_bn", "vit"):
+            recipe, own = parse("compare", shlex.split(words.replace("$student", student)))
+            assert (recipe.hard.epochs, recipe.hard.crop, recipe.hard.sets) == (300, "none", "each") and own["data"] == "here"
 
 def test_interruption_is_one_line(monkeypatch, capsys):
     def stop(*_, **__): raise KeyboardInterrupt
