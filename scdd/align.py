@@ -53,7 +53,7 @@ def probe_epoch(head, optimizer, batches,  # batches: of (features, labels, lear
     "Train the head for one pass."
     losses = []
     for features, labels, learning_rate in batches:
-        optimizer.param_groups[0]["lr"] = learning_rate
+        for group in optimizer.param_groups: group["lr"] = learning_rate * group.get("part", 1.0)
         loss = F.cross_entropy(head(features), labels)
         optimizer.zero_grad(); loss.backward(); optimizer.step()
         losses.append(loss.detach())
@@ -73,16 +73,17 @@ def new_head(features: int, classes: int, seed=0)->nn.Linear:
     with torch.no_grad(): head.weight.normal_(0, 0.01, generator=generator("cpu", seed, "align", "head")); head.bias.zero_()
     return head
 
-def head_optimizer(head, config):
-    "SGD with momentum, or AdamW, over the head alone."
-    if config.optimizer == "adamw": return torch.optim.AdamW(head.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(head.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+def head_optimizer(head, config, backbone=None):
+    "SGD with momentum, or AdamW, over the head alone; or, where it is fine-tuned, over the backbone too, at its own part of the learning rate."
+    weights = [{"params": head.parameters()}, *([{"params": backbone.parameters(), "part": config.finetune / config.learning_rate}] if backbone else [])]
+    if config.optimizer == "adamw": return torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(weights, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
 
 # %% ../nbs/pipeline/05_align.ipynb #17eac6c6
 def feature_batches(network, data, config, seed, device, begin=lambda: None):  # begin: called before each step
     "A function from an epoch to its batches: cached features, or those of freshly augmented images."
     images, labels = by_rows(data, device)
-    cached = None if config.augment else torch.cat([collect(network, images(rows), device) for rows in torch.arange(len(data)).split(5000)])
+    cached = None if config.augment or config.finetune else torch.cat([collect(network, images(rows), device) for rows in torch.arange(len(data)).split(5000)])
     steps = -(-len(data) // config.batch)
     def epoch(number):
         order = batches(len(data), config.batch, generator(device, seed, "align", "order", number))
@@ -91,7 +92,8 @@ def feature_batches(network, data, config, seed, device, begin=lambda: None):  #
             if cached is not None: features = cached[chosen]
             else:
                 random = generator(device, seed, "align", "augment", number, step)
-                with torch.no_grad(), autocast(device): features = network.features(augment_supervised(images(chosen), data.name, random)).float()
+                shown = augment_supervised(images(chosen), data.name, random) if config.augment else to_float(images(chosen))
+                with torch.set_grad_enabled(config.finetune > 0), autocast(device): features = network.features(shown).float()
             yield features, labels[chosen], rate(config, (number + step / steps) / config.epochs)
     return epoch
 
@@ -104,13 +106,16 @@ def changed(one: nn.Module, other: nn.Module)->list:  # names
 # %% ../nbs/pipeline/05_align.ipynb #f17f3438
 def train_head(network, epoch_batches, config, seed, store: Checkpoint, data="")->list:  # of {epoch, loss}
     "The epochs of a probe, resumed where a checkpoint of the same probe lies; a loss that is not a number ends it."
-    head, optimizer, curve, key = network.head, head_optimizer(network.head, config), [], repr((config, seed, network.classes, data, fingerprint(*network.backbone.state_dict().values())))
-    if (state := store.load()) and state.get("key") == key: head.load_state_dict(state["head"]); optimizer.load_state_dict(state["optimizer"]); curve = state["curve"]
+    tuned = [network.backbone] if config.finetune else []
+    head, optimizer, curve, key = network.head, head_optimizer(network.head, config, *tuned), [], repr((config, seed, network.classes, data, fingerprint(*network.backbone.state_dict().values())))
+    if (state := store.load()) and state.get("key") == key:
+        head.load_state_dict(state["head"]); optimizer.load_state_dict(state["optimizer"]); curve = state["curve"]
+        for backbone in tuned: backbone.load_state_dict(state["backbone"])
     for number in progress(range(len(curve), config.epochs), "align", "epoch", config.epochs, len(curve)):
         losses = probe_epoch(head, optimizer, epoch_batches(number))
-        if len(bad := (~losses.isfinite()).nonzero()): raise UserError(f"align: the loss was {float(losses[bad[0]])} at step {int(bad[0]) + 1} of epoch {number + 1}; give a smaller --align.learning_rate than {config.learning_rate:g}")
+        if len(bad := (~losses.isfinite()).nonzero()): raise UserError(f"align: the loss was {float(losses[bad[0]])} at step {int(bad[0]) + 1} of epoch {number + 1}; give a smaller --align.learning_rate than {config.learning_rate:g}" + (f", or a smaller --align.finetune than {config.finetune:g}" if config.finetune else ""))
         curve.append({"epoch": number + 1, "loss": float(losses.mean())})
-        store.save(lambda: {"key": key, "head": head.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve})
+        store.save(lambda: {"key": key, "head": head.state_dict(), "optimizer": optimizer.state_dict(), "curve": curve, **({"backbone": network.backbone.state_dict()} if tuned else {})})
     store.clear()
     return curve
 
@@ -122,14 +127,15 @@ def align(network: Network,       # a backbone whose head is to be made; it stay
           device="auto",
           test: ImageData=None,   # to be measured on at the end
           checkpoint=None,        # folder to resume from
-         )->Network:              # in eval mode: the same backbone, bit for bit, with a trained head; about["align"]
-    "The linear probe: train a class head on a frozen backbone."
+         )->Network:              # in eval mode: the same backbone, bit for bit (unless config.finetune), with a trained head; about["align"]
+    "The linear probe: train a class head on a frozen backbone, or, where config.finetune is a learning rate, on a copy that goes on learning."
     if network.channels != data.channels: raise UserError(f"align: the network takes images of {network.channels} channels, those of {data.name} have {data.channels}; pretrain on this data set, or give another --network")
     began, device = time.time(), pick(device)
-    original, network = network, copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
+    original, network = network, copy.deepcopy(network).to(device, memory_format=torch.channels_last).train(config.finetune > 0)
     network.classes, network.head = tuple(data.classes), new_head(network.backbone.num_features, len(data.classes), seed).to(device)
     with replaying(device, network) as begin: curve = train_head(network, feature_batches(network, data, config, seed, device, begin), config, seed, Checkpoint(checkpoint), data.fingerprint)
-    if moved := changed(network.backbone, original.backbone): raise RuntimeError(f"align: the frozen backbone changed in {moved}")
+    network.eval()
+    if not config.finetune and (moved := changed(network.backbone, original.backbone)): raise RuntimeError(f"align: the frozen backbone changed in {moved}")
     network.about = {**original.about, "align": {**asdict(config), "seed": seed, "curve": curve, "seconds": time.time() - began,
                      "accuracy": accuracy(network, test, device) if test is not None else None}}
     return network

@@ -80,12 +80,13 @@ class Sizes:
     decoded: int = 10_000  # images of a data set that the plain loop decodes; what there is more is extrapolated
     starts: int = 5  # processes of each kind
     growth: tuple = (8, 224, 2, 25, (5, 10, 30, 100))  # width, side, steps, images a batch; images per class of ten classes
+    classes: tuple = (8, 224, 2, 25, 1000, (10, 100, 1000))  # width, side, steps, images a batch; images; of how many classes they are
     processes: tuple = (16, 32, 20, 50, 20)  # width, side, steps, images a batch; images per class of ten classes
     switches: tuple = (64, 100, 50, 5120, 512, 128, 1000)  # width; images of a recovery batch, its steps; images and batch of MoCo v2; batch of supervised training; images of a student
     compile: bool = True  # time the compiled recovery too, which compiles for half a minute or more
 
 FULL = Sizes()
-SMALL = Sizes(2, 512, (16, 32, 16), 32, (16, 50, 16, 8), (("mocov2", 8, 256, 64), ("simclr", 8, 256, 64)), ((8, 256),), ((256, 32), (24, 224)), 1000, 2, (4, 64, 1, 10, (1, 4)), (8, 16, 4, 10, 4), (4, 10, 4, 64, 32, 16, 40), False)
+SMALL = Sizes(2, 512, (16, 32, 16), 32, (16, 50, 16, 8), (("mocov2", 8, 256, 64), ("simclr", 8, 256, 64)), ((8, 256),), ((256, 32), (24, 224)), 1000, 2, (4, 64, 1, 10, (1, 4)), (4, 64, 1, 10, 40, (4, 40)), (8, 16, 4, 10, 4), (4, 10, 4, 64, 32, 16, 40), False)
 
 # %% ../nbs/practice/42_scale.ipynb #0109ce0d
 def repeated(run, device, repeats=3)->float:
@@ -405,11 +406,11 @@ def startup(sizes, **_)->list:
     return [{"part": "startup", "what": "fresh processes", "rows": race({name: functools.partial(run, typed) for name, typed in words.items()}, sizes.starts)}]
 
 # %% ../nbs/practice/42_scale.ipynb #42fe0002
-def recover_some(width, side, steps, batch, ipc, folder)->dict:
-    "Recover a set of ten classes from random statistics, as one process or as one of several."
-    connect(torch.device("cpu")); classes = tuple(f"class {label}" for label in range(10))
-    data = ImageData(np.zeros((10, 3, side, side), np.uint8), np.arange(10), classes, (0.5,) * 3, (0.25,) * 3, "train", "noise", "none")
-    made = recover(subject(width, side, 10), data, Recover(ipc=ipc, steps=steps, batch=batch, compile="off"), 0, "cpu", folder/"kept", in_memory=False)
+def recover_some(width, side, steps, batch, ipc, classes, folder)->dict:
+    "Recover a set from random statistics, as one process or as one of several."
+    connect(torch.device("cpu")); names = tuple(f"class {label}" for label in range(classes))
+    data = ImageData(np.zeros((classes, 3, side, side), np.uint8), np.arange(classes), names, (0.5,) * 3, (0.25,) * 3, "train", "noise", "none")
+    made = recover(subject(width, side, classes), data, Recover(ipc=ipc, steps=steps, batch=batch, compile="off"), 0, "cpu", folder/"kept", in_memory=False)
     if rank() == 0: made.save(folder/"set")
     return {"seconds": made.provenance["seconds"], "memory": peak_memory() / 1e9, "images": len(made)}
 
@@ -417,8 +418,8 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from scdd.bench import rank, recover_some
-found = recover_some(*map(int, sys.argv[1:6]), Path(sys.argv[6]))
-if rank() == 0: Path(sys.argv[6], "found.json").write_text(json.dumps(found))
+found = recover_some(*map(int, sys.argv[1:7]), Path(sys.argv[7]))
+if rank() == 0: Path(sys.argv[7], "found.json").write_text(json.dumps(found))
 """
 
 def in_processes(scratch, values, processes=1)->dict:
@@ -432,16 +433,18 @@ def in_processes(scratch, values, processes=1)->dict:
 
 # %% ../nbs/practice/42_scale.ipynb #42fe0003
 def growth(sizes, scratch, **_)->list:
-    "Seconds and memory as the set grows."
-    *values, each = sizes.growth
-    rows = [{"way": f"{ipc} per class", **in_processes(scratch, (*values, ipc))} for ipc in each]
-    width, side, steps, batch = values
-    return [{"part": "growth", "what": f"recovering ten classes of {side}×{side}, {steps} steps in batches of {batch} (width {width}), written to disk", "rows": rows}]
+    "Seconds and memory as the set grows, and, for one number of images, as its classes do."
+    *values, each = sizes.growth; width, side, steps, batch = values
+    yield {"part": "growth", "what": f"recovering ten classes of {side}×{side}, {steps} steps in batches of {batch} (width {width}), written to disk",
+           "rows": [{"way": f"{ipc} per class", **in_processes(scratch, (*values, ipc, 10))} for ipc in each]}
+    *values, images, each = sizes.classes; width, side, steps, batch = values
+    yield {"part": "growth", "what": f"recovering {images} images of {side}×{side}, {steps} steps in batches of {batch} (width {width}), written to disk",
+           "rows": [{"way": f"{classes} classes", **in_processes(scratch, (*values, images // classes, classes))} for classes in each]}
 
 def processes(sizes, scratch, **_)->list:
     "One process and two, of one thread each."
     width, side, steps, batch, ipc = sizes.processes
-    ways = {name: functools.partial(in_processes, scratch, sizes.processes, count) for name, count in (("one process", 1), ("two processes", 2))}
+    ways = {name: functools.partial(in_processes, scratch, (*sizes.processes, 10), count) for name, count in (("one process", 1), ("two processes", 2))}
     rows = [{key: value for key, value in row.items() if key not in ("memory", "images")} for row in compared(race(ways, sizes.repeats))]
     return [{"part": "processes", "what": f"recovering {10 * ipc} images of {side}×{side}, {steps} steps in batches of {batch} (width {width}), one thread for each process", "rows": rows}]
 

@@ -78,9 +78,10 @@ class Align:
     optimizer: Literal["sgd", "adamw"] = "sgd"  # update rule of the head
     learning_rate: float = 30.0  # MoCo's linear protocol
     momentum: float = 0.9  # sgd
-    weight_decay: float = 0.0  # on the head
+    weight_decay: float = 0.0  # on the head, and on a backbone that is fine-tuned
     schedule: Literal["steps", "cosine"] = "steps"  # steps: a tenth at 60 % and again at 80 % of the epochs
     augment: bool = True  # probe on augmented images (False: features are computed once)
+    finetune: float = 0.0  # learning rate of the backbone, whose weights and statistics then change too; 0: it stays frozen
 
 # %% ../nbs/pipeline/10_recipes.ipynb #ff13f4ea
 @dataclass(frozen=True)
@@ -332,7 +333,7 @@ def difference(first: Recipe,   # one recipe
     return {name: (a.get(name), b.get(name)) for name in a | b if a.get(name) != b.get(name) and name not in TEXTS}
 
 # %% ../nbs/pipeline/10_recipes.ipynb #3d700004
-LATER = {"data.held_out": 0.0}
+LATER = {"data.held_out": 0.0, "align.finetune": 0.0}
 
 def lasting(values: dict,  # of `flatten`, whole or in part
            )->dict:

@@ -31,6 +31,15 @@ def test_backbone_and_statistics_are_bit_identical(network, train, config):
     assert not torch.equal(result.head.weight, network.head.weight) and not result.training
     assert result.about["align"]["accuracy"] == accuracy(result, train)
 
+def test_a_backbone_learns_where_it_is_told_to(network, train):
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    still, slow, fast = (align(network, train, replace(QUICK, learning_rate=0.1, finetune=part), test=train) for part in (0.0, 1e-4, 1e-2))
+    assert changed(network, network) == [] and all(torch.equal(value, before[key]) for key, value in network.state_dict().items())   # the one that was given stays as it was
+    moved = [sum(float((ours.detach() - before[f"backbone.{name}"]).norm()) for name, ours in one.backbone.named_parameters()) for one in (still, slow, fast)]
+    assert moved[0] == 0 < 10 * moved[1] < moved[2] and "bn1.running_var" in changed(slow.backbone, network.backbone) and not fast.training
+    assert fast.about["align"]["curve"][-1]["loss"] < still.about["align"]["curve"][-1]["loss"] and fast.about["align"]["finetune"] == 0.01
+    with pytest.raises(UserError, match="or a smaller --align.finetune than"): align(network, train, replace(QUICK, optimizer="sgd", finetune=1e30))
+
 def test_a_changed_buffer_is_noticed(network, train, monkeypatch):
     def careless(network, *rest): network.train()(torch.rand(8, 1, 16, 16)); return []
     monkeypatch.setattr(module, "train_head", careless)
@@ -44,7 +53,7 @@ def test_seed_decides(network, train):
     one, two, other = (align(network, train, QUICK, seed).head for seed in (0, 0, 1))
     assert changed(one, two) == [] and changed(one, other)
 
-@pytest.mark.parametrize("config", [QUICK, replace(QUICK, augment=True, optimizer="sgd")])
+@pytest.mark.parametrize("config", [QUICK, replace(QUICK, augment=True, optimizer="sgd"), replace(QUICK, finetune=0.001)])
 def test_interrupted_and_resumed_is_the_same(network, train, config, tmp_path, monkeypatch):
     whole = align(network, train, config)
     monkeypatch.setattr(module, "Checkpoint", lambda folder: module_checkpoint(folder, every=0.0))
@@ -57,7 +66,7 @@ def test_interrupted_and_resumed_is_the_same(network, train, config, tmp_path, m
     assert (tmp_path/"checkpoint.pt").is_file()
     monkeypatch.setattr(module, "probe_epoch", lambda *given: calls.append(1) or real(*given))
     resumed = align(network, train, config, checkpoint=tmp_path)
-    assert len(calls) == config.epochs and changed(resumed.head, whole.head) == [] and not (tmp_path/"checkpoint.pt").exists()
+    assert len(calls) == config.epochs and changed(resumed, whole) == [] and not (tmp_path/"checkpoint.pt").exists()
     assert [e["epoch"] for e in resumed.about["align"]["curve"]] == [1, 2, 3, 4]
 
 from scdd.files import Checkpoint as module_checkpoint

@@ -10,7 +10,7 @@ import pytest
 from scdd import cli, run as runs, site, tables
 from scdd.files import UserError, read_json, write_json
 from scdd.peers.compare import PEERS, changed, usual
-from scdd.recipes import Architecture, DIGIT_VALUES, GRID, RECIPES, flatten, grid_recipes, override
+from scdd.recipes import Architecture, DIGIT_VALUES, GRID, RECIPES, flatten, from_dict, grid_recipes, override
 from scdd.recover import SyntheticSet
 from scdd.train import train_student
 from scdd.run import behind, claim, elsewhere, key, locked, plan, run, typed, with_peer
@@ -257,6 +257,8 @@ def test_a_sweep_of_kinds_of_labels_stores_what_each_needs(tmp_path, capsys):
     assert [(tmp_path/"sweep"/name/"relabel"/"labels").is_dir() for name in ("hard", "once", "soft")] == [False, True, True]
     assert said.count("; one label of each image stored") == 1 and said.count("; 3 of 3 epochs stored") == 1
     assert size[1] * 1000 == sum(path.stat().st_size for path in (tmp_path/"sweep/once/relabel/labels").iterdir())
+    weighed = {name: tables.label_bytes(from_dict(read_json(tmp_path/"sweep"/name/"recipe.json")["recipe"]), read_json(tmp_path/"sweep"/name/"data"/"stage.json")) for name in ("hard", "once", "soft")}
+    assert weighed["hard"] == 0 and all(0 < weighed[name] < 1000 * size[at] < weighed[name] + 3000 for at, name in ((1, "once"), (2, "soft")))   # but for labels.json and the heads of files
     assert "Hard labels: " in (tmp_path/"sweep/hard/report.html").read_text() and "One soft label for each image, by the self-supervised teacher" in (tmp_path/"sweep/once/report.html").read_text()
 
 def tiny_tree(folder):
@@ -459,6 +461,7 @@ def test_compare_makes_one_row_for_each_method(ours, tmp_path, monkeypatch, caps
     found = read_json(tmp_path/"all/compare.json")
     assert [row["images by"] for row in found["rows"]] == ["scdd", "random", "cafe"] and found["command"].endswith("--methods random cafe") and "commit" in found
     assert len({json.dumps(row["random_hard"]) for row in found["rows"]}) == 1 and all(row["peak MB"] > 0 and row["kB of images"] > 0 for row in found["rows"])
+    assert len({row["kB of soft labels"] for row in found["rows"]}) == 1 and found["rows"][0]["kB of soft labels"] > 0   # made while students train, and weighed as if they were stored
     assert found["rows"][0]["seconds of networks"] > 0 == found["rows"][1]["seconds of networks"]
     capsys.readouterr()
     assert main(words) == 0 and "| cafe |" in (out := capsys.readouterr().out) and "taken from" not in out  # nothing is made again
