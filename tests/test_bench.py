@@ -8,7 +8,7 @@ from scdd.files import UserError
 from scdd.cli import main
 
 TINY = replace(bench.SMALL, repeats=1, product=64, maps=(2, 8, 8), copied=1, recovery=(8, 4, 16, 2), pretraining=(("mocov2", 8, 64, 32), ("simclr", 8, 64, 32)),
-               student=((8, 40),), pictures=((12, 32), (4, 224)), starts=1)
+               student=((8, 40),), pictures=((12, 32), (4, 224)), starts=1, matching=(4, 1, 20, 2))
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
@@ -17,7 +17,7 @@ def found(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SCDD_DATA", raising=False); patch.setenv("SCDD_CACHE", str(folder/"cache"))
         said = []
-        result = bench.bench(sizes=TINY, device="cpu", out=folder/"bench.json", say=said.append)
+        result = bench.bench(list(bench.PARTS), sizes=TINY, device="cpu", out=folder/"bench.json", say=said.append)
     assert json.loads((folder/"bench.json").read_text()) == json.loads(json.dumps(result))
     return result | {"said": "\n".join(said)}
 
@@ -109,6 +109,11 @@ def test_bad_input_gets_one_line(words, said, capsys):
     assert main(["bench", *words]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+def test_what_takes_long_is_done_where_it_is_named(monkeypatch):
+    monkeypatch.setattr(bench, "PARTS", {name: lambda name=name, **_: [{"part": name, "what": name, "rows": []}] for name in bench.PARTS})
+    parts = lambda only: [one["part"] for one in bench.bench(only, device="cpu")["tables"]]
+    assert parts(()) == [name for name in bench.PARTS if name != "matching"] and parts(("matching", "startup")) == ["matching", "startup"]
 
 def test_command_line_chooses_parts(capsys, monkeypatch):
     monkeypatch.setattr(bench, "SMALL", TINY)

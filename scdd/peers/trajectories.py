@@ -7,8 +7,8 @@ __all__ = ['WORTH_COMPILING', 'LARGEST_ZCA', 'TINY', 'PUBLISHED', 'CHECK_EVERY',
            'as_function', 'Experts', 'draw_change', 'changed', 'expert_slopes', 'expert_epoch', 'recorded', 'careful',
            'compiles', 'origin_of', 'check_origin', 'Buffer', 'train_group', 'real_images', 'train_experts',
            'missing_way', 'way', 'student_loss', 'plain_iteration', 'View', 'unrolled', 'Slopes', 'slopes_of',
-           'adjoint', 'Alive', 'seconds_of', 'bench_iteration', 'bench_epoch', 'noise', 'bench', 'fit_zca', 'check_zca',
-           'whiten', 'unwhiten', 'as_whitened', 'MTT', 'TESLA', 'published', 'draw_views', 'draw_stretch',
+           'adjoint', 'Alive', 'seconds_of', 'bench_iteration', 'bench_epoch', 'noise', 'timings', 'fit_zca',
+           'check_zca', 'whiten', 'unwhiten', 'as_whitened', 'MTT', 'TESLA', 'published', 'draw_views', 'draw_stretch',
            'gradient_of', 'check_match', 'check_numbers', 'optimise', 'expert_labels', 'final_labels',
            'match_trajectories', 'mtt', 'tesla']
 
@@ -383,22 +383,15 @@ def noise(count: int, size: int, classes=10)->ImageData:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
     return ImageData(pixels, np.arange(count) % classes, tuple(map(str, range(classes))), (0.5,) * 3, (0.25,) * 3, name="noise")
 
-def bench(out=None, device="auto", compile=True)->dict:
-    "Iterations and expert epochs, by the plain loops and by ours; written to a JSON file where one is named."
+def timings(device, compile=True, width=32, steps=10, real=1280):  # yields (what, {way: seconds})
+    "Iterations and expert epochs on digits and in the shape of photographs, by the plain loops and by ours."
     from scdd.data import load
-    from scdd.train import provenance
-    from scdd.files import code_hash
-    device, digits, photographs = pick(device), load("digits"), noise(1280, 32); compile = compile and can_compile()
-    small, wide = (Architecture("convnet", width=width, norm="instance") for width in (32, 64))
-    found = {"iteration of 10 steps, 10 digits, width 32": bench_iteration(digits, small, 10, 10, device, compile),
-             "iteration of 10 steps, 10 images of 32×32, width 32": bench_iteration(photographs, small, 10, 10, device, compile),
-             "expert epoch, 1297 digits, width 32, batch 64": bench_epoch(digits, small, 64, device, compile=compile),
-             "expert epoch, 1280 images of 32×32, width 32, batch 256": bench_epoch(photographs, small, 256, device, compile=compile),
-             "expert epoch, 1280 images of 32×32, width 64, batch 256": bench_epoch(photographs, wide, 256, device, compile=compile)}
-    result = {"what": "seconds, median", "data": "digits (16×16) and noise (3×32×32)", "seconds": found, "threads": torch.get_num_threads(), "code": code_hash("scdd.peers.trajectories"), "date": time.strftime("%Y-%m-%d"),
-              "command": "python -c \"from scdd.peers.trajectories import bench; bench('speed.json')\"", **provenance(device)}
-    if out: write_json(out, result)
-    return result
+    digits, photographs = load("digits"), noise(real, 32)
+    small, wide = (Architecture("convnet", width=some, norm="instance") for some in (width, 2 * width))
+    for data, images in (digits, "digits"), (photographs, "images of 32×32"):
+        yield f"an iteration of {steps} steps, 10 {images}, width {width}", bench_iteration(data, small, 10, steps, device, compile)
+    for data, images, network, batch in (digits, "digits", small, 64), (photographs, "images of 32×32", small, 256), (photographs, "images of 32×32", wide, 256):
+        yield f"an epoch of an expert, {len(data)} {images}, width {network.width}, batch {batch}", bench_epoch(data, network, batch, device, compile=compile)
 
 # %% ../../nbs/peers/23_trajectories.ipynb #8595fd98
 LARGEST_ZCA = 12288  # numbers in an image (64 × 64 × 3): the matrix has the square of that
