@@ -42,11 +42,12 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "methods": (tuple[str, ...], (), "the methods to compare; all of `scdd distill` where not given"),
        "trials": (Optional[int], None, "settings that `scdd experiment search` tries after its table; 40 where not given, 0 for the table alone"),
        "protocol": (tuple[str, ...], (), "train and hard (the recipe's own; both where nothing is given), once (train, with one soft label for each image), those of papers: scdd, sre2l, strong, dc, dsa, rded, gvbsm, edc, fadrm; or all"),
+       "same_bytes": (bool, False, "a third group of students: random real images as JPEG files, as many as go into the bytes of the set and of its labels"),
        "devices": (int, 1, "devices that share the work"),
        "costs": (Optional[str], None, "file of costs that `scdd plan --save` wrote, perhaps on another machine; measured here where not given"),
        "save": (Optional[str], None, "JSON file for the costs, and for what --against found"),
        "against": (tuple[str, ...], (), "run folders made on this machine, whose seconds the plan is held against")}
-ONLY = {"grid": ("run",), "teacher": ("distill", "evaluate"), "learned": ("distill",), "until": ("distill",), "methods": ("compare",), "trials": ("experiment",), "protocol": ("evaluate",),
+ONLY = {"grid": ("run",), "teacher": ("distill", "evaluate"), "learned": ("distill",), "until": ("distill",), "methods": ("compare",), "trials": ("experiment",), "protocol": ("evaluate",), "same_bytes": ("evaluate",),
         "devices": ("plan",), "costs": ("plan",), "save": ("plan",), "against": ("plan",)}  # options of some commands alone
 RUNS = ("out", "seed", "reuse")  # options that a plan has no use for
 

@@ -11,7 +11,8 @@ from scdd.recipes import PROTOCOLS, RECIPES, override
 from scdd.recover import SyntheticSet, load_set, to_pil
 from scdd.run import with_peer
 from scdd.cli import command, main
-from scdd.share import FORMATS, PICKLES, card, cells, export, fitted, load_any, protocols, random_like
+from scdd.experiments.uses import png_bytes
+from scdd.share import FORMATS, PICKLES, as_jpeg, card, cells, export, fitted, load_any, protocols, random_jpegs, random_like
 
 DIGITS = RECIPES["digits"]
 TINY = "--network.width 4 --student.width 4 --supervised.epochs 1 --train.epochs 1 --train.batch 8 --hard.epochs 2 --hard.batch 8 --hard.students 2".split()
@@ -246,6 +247,25 @@ def test_random_images_are_as_many(strangers, digits):
     assert (random_like(digits, whole, 4).images == random_subset(digits, 5, 4).images).all()   # as in a run
     with pytest.raises(UserError, match="the set has 200 images of the class"): random_like(digits, few(digits.classes, 1, 200))
 
+@pytest.mark.parametrize("each", [0.0, 150.0])
+def test_random_jpegs_weigh_as_much_as_the_set(strangers, digits, each):
+    made = load_any(strangers, digits); heavy = replace(made, images=np.random.default_rng(0).integers(0, 256, made.images.shape, np.uint8))
+    found, noisy = (random_jpegs(digits, one, 3, each) for one in (made, heavy))
+    sizes = lambda some: np.array([as_jpeg(image)[1] for image in some.images]) + each
+    for some, one in (found, made), (noisy, heavy):
+        budget = np.bincount(one.labels, png_bytes(one.images) + each, len(one.classes)); spent = np.bincount(some.labels, sizes(some), len(one.classes))
+        assert (spent <= budget * 1.05).all() and (np.bincount(some.labels, minlength=10) == [sum(np.cumsum(weights) <= most) for weights, most in zip(weights_of(digits, 3, each), budget)]).all()
+    assert (np.bincount(noisy.labels, minlength=10) >= np.bincount(found.labels, minlength=10)).all() and not np.array_equal(found.images[:3], random_jpegs(digits, made, 4, each).images[:3])
+
+def weights_of(data, seed, each):
+    "What the first twenty JPEG files of each class weigh, in the order of the draw."
+    from scdd.data import random_rows
+    return [[as_jpeg(data.images[row])[1] + each for row in rows[:20]] for rows in random_rows(data, 100, seed)]
+
+def test_not_one_jpeg_fits(digits):
+    black = few(digits.classes, 1, 1); black = replace(black, images=np.zeros_like(black.images))
+    with pytest.raises(UserError, match="--same-bytes: not one JPEG file"): random_jpegs(digits, black, 0)
+
 # --- evaluate
 
 def test_evaluate_from_the_command_line_and_again(strangers, tmp_path, capsys, monkeypatch):
@@ -258,6 +278,7 @@ def test_evaluate_from_the_command_line_and_again(strangers, tmp_path, capsys, m
     assert (found["set"]["images"], found["set"]["fewest of a class"], found["set"]["most of a class"]) == (25, 2, 3) and {"commit", "device", "versions", "recipe"} <= set(found)
     assert found["command"].startswith("scdd evaluate set digits --protocol train hard --network.width 4")
     for row in found["rows"]: assert "| " + " | ".join(map(str, cells(row))) + " |" in first
+    assert not any("jpeg" in row for row in found["rows"]) and "--same-bytes" not in found["command"]
     page = (out/"evaluate.html").read_text(encoding="utf-8")
     assert page.count("<img") == 2 and "Soft labels of the supervised teacher" in page and "http" not in page.replace("http://www.w3.org", "")
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
@@ -270,6 +291,12 @@ def test_evaluate_from_the_command_line_and_again(strangers, tmp_path, capsys, m
     assert main([*words, "--protocol", "dc"]) == 0                 # added; its 300 epochs are 2, since that was typed
     assert [row["protocol"] for row in read_json(out/"evaluate.json")["rows"]] == ["train", "hard", "once", "dc"] and read_json(out/"evaluate.json")["rows"][:2] == found["rows"] and read_json(out/"evaluate.json")["rows"][3]["config"]["epochs"] == 2
     capsys.readouterr(); assert main(["show", str(out)]) == 0 and "| dc | hard |" in capsys.readouterr().out
+    for protocol, labelled in ("hard", False), ("train", True):
+        before = next(row for row in read_json(out/"evaluate.json")["rows"] if row["protocol"] == protocol)
+        assert main([*words, "--protocol", protocol, "--same-bytes"]) == 0
+        kept = read_json(out/"evaluate.json"); row = next(row for row in kept["rows"] if row["protocol"] == protocol)
+        assert before.items() <= row.items() and row["jpeg"]["n"] == row["set"]["n"] and (row["bytes"]["labels"] > 0) == labelled and row["bytes"]["images"] == png_bytes(load_any(strangers, load("digits")).images).sum()
+        assert f"({row['jpeg images']} images)" in capsys.readouterr().out and kept["command"].endswith("--same-bytes") and "JPEG files of the same bytes" in (out/"evaluate.html").read_text(encoding="utf-8")
 
 def test_another_set_in_the_same_folder_is_refused(strangers, tmp_path, capsys):
     other = tmp_path/"other"; shutil.copytree(strangers, other); (other/"1"/"2.png").unlink()
