@@ -75,7 +75,7 @@ def new_head(features: int, classes: int, seed=0)->nn.Linear:
 
 def head_optimizer(head, config, backbone=None):
     "SGD with momentum, or AdamW, over the head alone; or, where it is fine-tuned, over the backbone too, at its own part of the learning rate."
-    weights = [{"params": head.parameters()}, *([{"params": backbone.parameters(), "part": config.finetune / config.learning_rate}] if backbone else [])]
+    weights = [{"params": head.parameters()}, *([{"params": backbone.parameters(), "part": config.finetune / config.learning_rate}] if backbone is not None else [])]
     if config.optimizer == "adamw": return torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay)
     return torch.optim.SGD(weights, config.learning_rate, config.momentum, weight_decay=config.weight_decay)
 
@@ -86,7 +86,7 @@ def feature_batches(network, data, config, seed, device, begin=lambda: None):  #
     cached = None if config.augment or config.finetune else torch.cat([collect(network, images(rows), device) for rows in torch.arange(len(data)).split(5000)])
     steps = -(-len(data) // config.batch)
     def epoch(number):
-        order = batches(len(data), config.batch, generator(device, seed, "align", "order", number))
+        order = batches(len(data), config.batch, generator(device, seed, "align", "order", number), config.finetune > 0)   # as in pretraining: a short batch would move the statistics as much as a full one
         for step, chosen in enumerate(order):
             begin()
             if cached is not None: features = cached[chosen]
@@ -134,7 +134,7 @@ def align(network: Network,       # a backbone whose head is to be made; it stay
     original, network = network, copy.deepcopy(network).to(device, memory_format=torch.channels_last).train(config.finetune > 0)
     network.classes, network.head = tuple(data.classes), new_head(network.backbone.num_features, len(data.classes), seed).to(device)
     with replaying(device, network) as begin: curve = train_head(network, feature_batches(network, data, config, seed, device, begin), config, seed, Checkpoint(checkpoint), data.fingerprint)
-    network.eval()
+    network.eval().zero_grad()
     if not config.finetune and (moved := changed(network.backbone, original.backbone)): raise RuntimeError(f"align: the frozen backbone changed in {moved}")
     network.about = {**original.about, "align": {**asdict(config), "seed": seed, "curve": curve, "seconds": time.time() - began,
                      "accuracy": accuracy(network, test, device) if test is not None else None}}

@@ -83,11 +83,11 @@ class Sizes:
     classes: tuple = (8, 224, 2, 25, 1000, (10, 100, 1000))  # width, side, steps, images a batch; images; of how many classes they are
     processes: tuple = (16, 32, 20, 50, 20)  # width, side, steps, images a batch; images per class of ten classes
     switches: tuple = (64, 100, 50, 5120, 512, 128, 1000)  # width; images of a recovery batch, its steps; images and batch of MoCo v2; batch of supervised training; images of a student
-    matching: tuple = (32, 10, 1280, 32)  # width; steps of an iteration; images of an expert's epoch; real images of each class in a step of DM
+    matching: tuple = (32, 10, 1280, 32, (10, 100))  # width; steps of an iteration; images of an expert's epoch; real images of each class in a step of DM, and classes
     compile: bool = True  # time what is compiled too, which compiles for half a minute or more
 
 FULL = Sizes()
-SMALL = Sizes(2, 512, (16, 32, 16), 32, (16, 50, 16, 8), (("mocov2", 8, 256, 64), ("simclr", 8, 256, 64)), ((8, 256),), ((256, 32), (24, 224)), 1000, 2, (4, 64, 1, 10, (1, 4)), (4, 64, 1, 10, 40, (4, 40)), (8, 16, 4, 10, 4), (4, 10, 4, 64, 32, 16, 40), (8, 2, 80, 8), False)
+SMALL = Sizes(2, 512, (16, 32, 16), 32, (16, 50, 16, 8), (("mocov2", 8, 256, 64), ("simclr", 8, 256, 64)), ((8, 256),), ((256, 32), (24, 224)), 1000, 2, (4, 64, 1, 10, (1, 4)), (4, 64, 1, 10, 40, (4, 40)), (8, 16, 4, 10, 4), (4, 10, 4, 64, 32, 16, 40), (8, 2, 80, 8, (4, 10)), False)
 
 # %% ../nbs/practice/42_scale.ipynb #0109ce0d
 def repeated(run, device, repeats=3)->float:
@@ -433,7 +433,7 @@ def in_processes(scratch, values, processes=1)->dict:
     return json.loads((folder/"found.json").read_text())
 
 # %% ../nbs/practice/42_scale.ipynb #42fe0003
-def growth(sizes, scratch, **_)->list:
+def growth(sizes, scratch, **_):  # yields tables
     "Seconds and memory as the set grows, and, for one number of images, as its classes do."
     *values, each = sizes.growth; width, side, steps, batch = values
     yield {"part": "growth", "what": f"recovering ten classes of {side}×{side}, {steps} steps in batches of {batch} (width {width}), written to disk",
@@ -508,8 +508,8 @@ def switches(sizes, device, **_):  # yields tables, so that each is kept when it
 def matching(sizes, device, **_):  # yields tables
     "A step of DM, an iteration of MTT and of TESLA, and an epoch of their experts."
     from scdd.peers import distributions, trajectories
-    width, steps, images, count = sizes.matching; network = Architecture("convnet", width=width, norm="instance")
-    dm = ((f"a step of DM, {classes} classes of 32×32, {count} real images of each, width {width}", distributions.race(trajectories.noise(images, 32, classes), network, count, device)) for classes in (10, 20 if images < 1000 else 100))
+    width, steps, images, count, classes = sizes.matching; network = Architecture("convnet", width=width, norm="instance")
+    dm = ((f"a step of DM, {some} classes of 32×32, {count} real images of each, width {width}", distributions.race(trajectories.noise(some * count, 32, some), network, count, device)) for some in classes)
     for what, ways in itertools.chain(dm, trajectories.timings(device, sizes.compile and can_compile(), width, steps, images)):
         yield {"part": "matching", "what": what, "rows": compared([{"way": way, "seconds": seconds} for way, seconds in ways.items()])}
 
@@ -553,7 +553,7 @@ def main(words=()):
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"some of {', '.join(PARTS)}; all but {', '.join(ASKED)} where not given")
     parser.add_argument("--data", help="folder in which the data sets lie; else $SCDD_DATA, else a per-user cache")
     parser.add_argument("--small", action="store_true", help="narrow networks and few images: a minute, to try it out")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time the compiled recovery too")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="time what is compiled too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps"); parser.add_argument("--out", help="JSON file to write")
     typed = parser.parse_args(list(words)); sizes = SMALL if typed.small else FULL
     bench(typed.only, replace(sizes, compile=sizes.compile and typed.compile), typed.data, typed.device, typed.out, functools.partial(print, flush=True))

@@ -11,7 +11,7 @@ __all__ = ['KNOWN', 'WATCHED', 'DEPENDS', 'FREE', 'MEASURES', 'CAP', 'FORMAT', '
            'table', 'held_against', 'against', 'command']
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00004
-import functools, importlib, json, math, shlex, statistics, time
+import copy, functools, importlib, json, math, shlex, statistics, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from .files import UserError, read_json, write_json
@@ -87,7 +87,7 @@ def pretraining(name: str,     # of the operation
 def probing(recipe, sizes)->list:
     "The linear probe: steps of the head, features of all images where they are computed once, and a test."
     steps = -(-sizes.train // recipe.align.batch) * recipe.align.epochs
-    return [Item("probe step", steps, sizes.train * recipe.align.epochs), Item("network forward", 0, sizes.test + (0 if recipe.align.augment else sizes.train))]
+    return [Item("probe step", steps, sizes.train * recipe.align.epochs), Item("network forward", 0, sizes.test + (0 if recipe.align.augment or recipe.align.finetune else sizes.train))]
 
 def recovering(recipe, sizes)->list:
     "Steps of recovery, batch by batch, and the patches it may start from."
@@ -146,14 +146,15 @@ DEPENDS = {"ssl step": ("network", "pretrain"), "supervised step": ("network", "
            "network forward": ("network",), "student forward": ("student",)}
 FREE = {"epochs", "learning_rate", "momentum", "weight_decay", "warmup", "label_smoothing", "temperature", "ema", "ema_end", "sinkhorn_epsilon", "teacher_temperature",
         "center_momentum", "hand_on", "normalization", "measure_every", "schedule", "schedule_epochs", "steps", "ipc", "betas", "r_bn", "first_bn", "arrange", "init",
-        "patch_candidates", "patch_min", "crop_start", "crop_milestone", "keep", "rounding", "teacher", "students", "sets", "temperature_squared", "mix_alpha", "test_every", "store", "dtype", "top", "kept_epochs", "draws", "hard_weight"}
+        "patch_candidates", "patch_min", "crop_start", "crop_milestone", "keep", "rounding", "teacher", "students", "sets", "temperature_squared", "mix_alpha", "test_every", "store", "dtype", "top", "kept_epochs", "draws", "hard_weight", "finetune"}
 
 def shape(operation: str, recipe: Recipe, sizes: Sizes)->dict:
     "What the cost of a step depends on."
     values = {name: value for name, value in flatten(recipe).items() if name.split(".")[0] in DEPENDS[operation] and name.split(".")[-1] not in FREE}
     averaged = {f"{part}.ema": getattr(recipe, part).ema > 0 for part in ("train", "hard") if part in DEPENDS[operation]}
+    tuned = {"align.finetune": True} if recipe.align.finetune and "align" in DEPENDS[operation] else {}
     looks = {"images looked at": list(watched(sizes, operation != "full look"))} if operation.endswith("look") else {}
-    return {"data.name": Path(recipe.data.name).name, "data.classes": sizes.classes, "channels": sizes.channels, "data.size": sizes.size} | values | averaged | looks
+    return {"data.name": Path(recipe.data.name).name, "data.classes": sizes.classes, "channels": sizes.channels, "data.size": sizes.size} | values | averaged | tuned | looks
 
 def needed(recipe: Recipe, sizes: Sizes)->list:
     "The kinds of step that a recipe has."
@@ -220,12 +221,13 @@ def look(subject, network, tested):
     return make
 
 def probe_step(subject):
-    "Steps of the linear probe, with features or with images that are augmented for it."
+    "Steps of the linear probe, with features or with images that are augmented for it; of the backbone too, where it is fine-tuned."
     from scdd.align import feature_batches, head_optimizer, new_head, probe_epoch
     def make(count):
-        config = replace(subject.recipe.align, batch=count, learning_rate=1e-4)
-        epoch = feature_batches(subject.network, subject.images(count), config, 0, subject.device)
-        head = new_head(subject.network.backbone.num_features, subject.sizes.classes).to(subject.device); optimizer = head_optimizer(head, config)
+        config = replace(subject.recipe.align, batch=count, learning_rate=1e-4); tuned = config.finetune > 0
+        network = copy.deepcopy(subject.network).train() if tuned else subject.network
+        epoch = feature_batches(network, subject.images(count), config, 0, subject.device)
+        head = new_head(network.backbone.num_features, subject.sizes.classes).to(subject.device); optimizer = head_optimizer(head, config, network.backbone if tuned else None)
         def run(steps):
             for number in range(steps): probe_epoch(head, optimizer, epoch(number))
         return run
@@ -429,7 +431,7 @@ def planned(recipe: Recipe, sizes: Sizes, costs: dict, devices=1)->list:  # of {
     return rows
 
 def label_bytes(recipe: Recipe, sizes: Sizes)->int:
-    "Bytes of the soft labels on disk."
+    "Bytes of the soft labels on disk; none where a teacher makes them while a student trains."
     epochs, each = kept_labels(recipe, sizes)
     return round(epochs * each)
 

@@ -6,8 +6,8 @@
 __all__ = ['FORMATS', 'READ', 'PICKLES', 'set_of', 'run_of', 'as_imagefolder', 'as_npz', 'as_huggingface', 'card',
            'without_paths', 'front', 'export', 'exporting', 'position', 'fitted', 'load_any', 'counted', 'read_npz',
            'about_of', 'read_pictures', 'soft_of', 'read_table', 'protocols', 'adapted', 'random_like', 'as_jpeg',
-           'random_jpegs', 'labeller', 'judged', 'score', 'scored', 'weighed', 'written', 'head', 'cells',
-           'as_markdown']
+           'bytes_of', 'random_jpegs', 'labeller', 'judged', 'score', 'scored', 'weighed', 'written', 'weighs', 'head',
+           'cells', 'as_markdown']
 
 # %% ../nbs/practice/46_share.ipynb #46000004
 import argparse, csv, io, json, re
@@ -308,16 +308,21 @@ def as_jpeg(image: np.ndarray)->tuple:  # the image as it comes back, and bytes
     to_pil(image).save(file := io.BytesIO(), "JPEG")
     return from_pil(Image.open(file)).copy(), file.tell()
 
-def random_jpegs(data: ImageData, made: SyntheticSet, seed=0, each=0.0)->ImageData:  # each: bytes of an image's soft labels
-    "Random real images as they come out of JPEG files, of each class as many as go into the bytes of the set's PNG files and labels."
+def bytes_of(made: SyntheticSet, each=0.0)->np.ndarray:  # of each class
+    "What a set's PNG files weigh; each: bytes that come with every image, such as its soft labels."
     from scdd.experiments.uses import png_bytes
-    budget, chosen, images = np.bincount(made.labels, png_bytes(made.images) + each, len(data.classes)), [], []
-    for rows, left in zip(random_rows(data, int(np.bincount(data.labels).min()), seed), budget):
+    return np.bincount(made.labels, png_bytes(made.images) + each, len(made.classes))
+
+def random_jpegs(data: ImageData, budget, seed=0, each=0.0)->ImageData:  # budget: bytes of each class
+    "Random real images as they come out of JPEG files, of each class as many as go into its bytes; each: bytes that come with every image."
+    chosen, images = [], []
+    for name, rows, left in zip(data.classes, random_rows(data, int(np.bincount(data.labels).min()), seed), budget):
+        before = len(chosen)
         for row in rows:
             image, weight = as_jpeg(data.images[row]); left -= weight + each
             if left < 0: break
             chosen.append(row); images.append(image)
-    if not chosen: raise UserError("--same-bytes: not one JPEG file goes into the bytes of a class of this set; leave it out")
+        if len(chosen) == before: raise UserError(f"--same-bytes: not one JPEG file goes into the bytes that the set has of the class {name}; leave it out, or evaluate a larger set")
     return replace(data.subset(np.array(chosen)), images=np.stack(images))
 
 # %% ../nbs/practice/46_share.ipynb #46000026
@@ -336,8 +341,9 @@ def labeller(work: Work, reuse, file=None)->tuple:  # the network, and who it is
 
 def judged(work: Work, name: str, sets, config: Train, teacher, relabel, test, origin: str)->dict:
     "Students of one protocol on one set; trained unless that is done."
+    if teacher is None: relabel = Relabel()   # hard labels do not depend on who labels
     from scdd.train import commit, describe_students, evaluate, percent
-    depends = [describe_students(sets, work.recipe.student, config, work.seed, teacher, relabel if teacher else Relabel(), test), config.students, origin, work.train.fingerprint]
+    depends = [describe_students(sets, work.recipe.student, config, work.seed, teacher, relabel, test), config.students, origin, work.train.fingerprint]
     wanted, title = fingerprint(np.frombuffer(json.dumps(depends, sort_keys=True).encode(), np.uint8)), name.replace("/", ", ")
     def make(folder, kept):
         found = evaluate(sets, work.recipe.student, config, work.seed, work.device, teacher, relabel, test, kept, title)
@@ -364,6 +370,7 @@ def score(place,           # a set, as `load_any` takes it
     work = Work(folder, recipe, int(seed), pick(device), data); meet(work, "train")
     made = load_any(place, work.train, recipe.data.size)
     random_like(work.train, made)
+    if same_bytes: random_jpegs(work.train, bytes_of(made))
     check_lone(build(recipe.student, work.train, 0), {"hard" if config.labels == "hard" else "train": config for config in chosen.values()})
     with locked(folder):
         claim(folder, recipe, work.seed); wait()
@@ -387,12 +394,13 @@ def scored(work: Work, made: SyntheticSet, name: str, config: Train, leader, who
 
 def weighed(work: Work, made: SyntheticSet, name: str, config: Train, leader, relabel, origin: str, short)->dict:
     "What random real images reach that weigh as much as the set, as JPEG files, each with its labels as they are stored."
-    from scdd.experiments.uses import png_bytes
     from scdd.relabel import label_size
-    epochs, size = (0, 0) if config.labels == "hard" else label_size(len(made), len(made.classes), work.train.size, work.train.name, config, relabel)
-    labels = epochs * size; draw = lambda seed: random_jpegs(work.train, made, seed, labels / len(made))
-    found = judged(work, f"{name}/jpeg", draw, config, None if config.labels == "hard" else leader, relabel, work.test, origin)
-    return {"jpeg": short(found), "jpeg images": len(draw(1000 * work.seed)), "bytes": {"images": int(png_bytes(made.images).sum()), "labels": round(labels)}}
+    hard = config.labels == "hard"; epochs, size = (0, 0) if hard else label_size(len(made), len(made.classes), work.train.size, work.train.name, config, relabel)
+    own = sum(array.nbytes for array in ([] if made.soft_labels is None else [made.soft_labels]) + list((made.transform or {}).values())) if hard else 0   # what comes with some sets, and students under hard labels take
+    each = epochs * size / len(made); budget = bytes_of(made, each + own / len(made))
+    draw = lambda seed: random_jpegs(work.train, budget, seed, each)
+    found = judged(work, f"{name}/jpeg", draw, config, None if hard else leader, relabel, work.test, origin)
+    return {"jpeg": short(found), "jpeg images": len(draw(1000 * work.seed)), "bytes": {"images": round(bytes_of(made).sum()), "labels": round(each * len(made) + own)}}
 
 # %% ../nbs/practice/46_share.ipynb #46000028
 def written(work: Work, place: Path, made: SyntheticSet, rows: list, relabel, teacher=None)->dict:
@@ -400,16 +408,18 @@ def written(work: Work, place: Path, made: SyntheticSet, rows: list, relabel, te
     from scdd.train import STYLE, contact_sheet, judged_on, picture, protocol, provenance, table
     file = work.folder/"evaluate.json"
     before = read_json(file) if file.is_file() else {"rows": []}
+    kept = {row["protocol"]: row for row in before["rows"]}
+    rows = [kept.get(row["protocol"], {}) | row for row in rows]   # a column that was asked for earlier stays
     if all(row in before["rows"] for row in rows) or not is_first(): return before if file.is_file() else {"rows": rows}
-    rows = list(({row["protocol"]: row for row in before["rows"]} | {row["protocol"]: row for row in rows}).values())
+    rows = list((kept | {row["protocol"]: row for row in rows}).values())
     counts = np.bincount(made.labels, minlength=len(made.classes))
     command = typed(work.recipe, work.seed).replace(f"scdd run {work.recipe.name}", f"scdd evaluate {place.name} {work.recipe.name} --protocol {' '.join(row['protocol'] for row in rows)}", 1) + (f" --teacher {Path(teacher).name}" if teacher else "") + " --same-bytes" * any("jpeg" in row for row in rows)
     found = {"set": {"name": place.name, "fingerprint": fingerprint(made.images, made.labels), "images": len(made), "fewest of a class": int(counts.min()), "most of a class": int(counts.max())},
              "recipe": asdict(work.recipe) | {"seed": work.seed}, "rows": rows, "command": command, **provenance(work.device), "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows))}
     write_json(file, found)
     sheets = [picture(contact_sheet(some, what), what) for some, what in ((made, "The set"), (random_like(work.train, made, 1000 * work.seed), "As many random real images"))]
-    named = lambda row: asdict(relabel) | {"teacher": row["teacher"] or relabel.teacher}
-    content = table([cells(row, rows) for row in rows], head(rows), f"{judged_on(found['recipe'])[0].capitalize()} in % of students trained from scratch: mean ± standard deviation") + f'<div class="pair">{"".join(sheets)}</div>' + table([(row["protocol"], protocol(row["config"], named(row))) for row in rows], ("name", "what it is"), "The protocols")
+    wide = weighs(rows); named = lambda row: asdict(relabel) | {"teacher": row["teacher"] or relabel.teacher}
+    content = table([cells(row, wide) for row in rows], head(wide), f"{judged_on(found['recipe'])[0].capitalize()} in % of students trained from scratch: mean ± standard deviation") + f'<div class="pair">{"".join(sheets)}</div>' + table([(row["protocol"], protocol(row["config"], named(row))) for row in rows], ("name", "what it is"), "The protocols")
     content += table([("command", found["command"]), ("commit", found["commit"]), ("device", found["device"]), *found["versions"].items()], (), "Code, device and versions")
     title = f"{place.name} under {work.recipe.name}".replace("&", "&amp;").replace("<", "&lt;")
     with writing(work.folder/"evaluate.html") as beside:
@@ -417,15 +427,21 @@ def written(work: Work, place: Path, made: SyntheticSet, rows: list, relabel, te
                           f"<style>{STYLE}td:last-child{{white-space:normal}}</style></head><body><main><h1>{title}</h1>{content}</main></body></html>\n", encoding="utf-8")
     return found
 
-def head(rows)->tuple:
-    "The names of the columns: one more where random images of the same bytes were asked for."
-    return "protocol", "labels", "the set", "random real images", *(["JPEG files of the same bytes"] if any("jpeg" in row for row in rows) else []), "n"
+def weighs(rows)->bool:
+    "Whether random images of the same bytes were asked for."
+    return any("jpeg" in row for row in rows)
 
-def cells(row, rows=())->tuple:
+def head(wide=False)->tuple:  # wide: with a column for them
+    "The names of the columns."
+    return "protocol", "labels", "the set", "random real images", *(["JPEG files of the same bytes"] if wide else []), "n"
+
+def cells(row, wide=False)->tuple:
     "A row in words; accuracies in per cent."
     short = lambda found: f"{100 * found['mean']:.1f}" + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")
-    return row["protocol"], row["labels"] + (f", {row['teacher']} teacher" if row["teacher"] else "") + (f"; the set with its own {', '.join(row['learned'])}" if row["learned"] else ""), short(row["set"]), short(row["random"]), *([f"{short(row['jpeg'])} ({row['jpeg images']} images)" if "jpeg" in row else ""] if any("jpeg" in one for one in (row, *rows)) else []), row["set"]["n"]
+    files = [f"{short(row['jpeg'])} ({row['jpeg images']} images)" if "jpeg" in row else ""] if wide else []
+    return row["protocol"], row["labels"] + (f", {row['teacher']} teacher" if row["teacher"] else "") + (f"; the set with its own {', '.join(row['learned'])}" if row["learned"] else ""), short(row["set"]), short(row["random"]), *files, row["set"]["n"]
 
 def as_markdown(rows)->str:
     "The table as it is printed."
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head(rows), ["---"] * len(head(rows)), *(cells(row, rows) for row in rows)])
+    wide = weighs(rows)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head(wide), ["---"] * len(head(wide)), *(cells(row, wide) for row in rows)])

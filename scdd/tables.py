@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'grid', 'in_turn', 'prepare', 'grid_row', 'sweep', 'swept', 'cells_of', 'short', 'rounded',
-           'as_markdown', 'chart', 'write_table', 'caption', 'compare', 'given', 'apart', 'compare_row', 'label_bytes',
+           'as_markdown', 'chart', 'write_table', 'caption', 'compare', 'given', 'apart', 'compare_row', 'if_stored',
            'experiment', 'check_experiment', 'about_experiments']
 
 # %% ../nbs/pipeline/11b_tables.ipynb #11b00004
@@ -171,15 +171,14 @@ def compare_row(name, folder, recipe, report)->dict:
     made, before = read_json(folder/"recover"/"stage.json"), behind(plan(recipe), plan(recipe)["recover"][0])
     networks = sum(report.seconds[other] for other in before) + made.get("network_seconds", 0.0)
     return {"cell": name, "images by": name, **{figure: report.accuracy[figure] for figure in FIGURES}, "seconds": made["seconds"] - made.get("network_seconds", 0.0),
-            "seconds of networks": networks, "peak MB": made["peak_memory_bytes"] / 1e6, "kB of images": report.bytes["distilled images"] / 1e3, "kB of soft labels": (report.bytes["soft labels on disk"] or label_bytes(recipe, read_json(folder/"data"/"stage.json"))) / 1e3, "commit": report.commit}
+            "seconds of networks": networks, "peak MB": made["peak_memory_bytes"] / 1e6, "kB of images": report.bytes["distilled images"] / 1e3, "kB of soft labels": (report.bytes["soft labels on disk"] or if_stored(recipe, read_json(folder/"data"/"stage.json"))) / 1e3, "commit": report.commit}
 
-def label_bytes(recipe, about)->float:  # about: what a run noted of its data
+def if_stored(recipe, about)->int:  # about: what a run noted of its data
     "What the soft labels of a set would take on disk, for a recipe that has them made while a student trains."
-    from scdd.relabel import label_size
-    if recipe.train.labels == "hard": return 0.0
-    classes = len(about["classes"])
-    epochs, each = label_size(recipe.recover.ipc * classes, classes, about["size"], about["name"], recipe.train, recipe.relabel)
-    return epochs * each
+    from dataclasses import replace
+    from scdd.plan import Sizes, label_bytes
+    sizes = Sizes(about["images"], about["test_images"], len(about["classes"]), about["channels"], about["size"])
+    return label_bytes(replace(recipe, relabel=replace(recipe.relabel, store=True)), sizes)
 
 # %% ../nbs/pipeline/11b_tables.ipynb #e6a10c02
 EXPERIMENTS = {  # a module in scdd.experiments, and its function of the same name

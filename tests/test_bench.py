@@ -8,7 +8,7 @@ from scdd.files import UserError
 from scdd.cli import main
 
 TINY = replace(bench.SMALL, repeats=1, product=64, maps=(2, 8, 8), copied=1, recovery=(8, 4, 16, 2), pretraining=(("mocov2", 8, 64, 32), ("simclr", 8, 64, 32)),
-               student=((8, 40),), pictures=((12, 32), (4, 224)), starts=1, matching=(4, 1, 20, 2))
+               student=((8, 40),), pictures=((12, 32), (4, 224)), starts=1, matching=(4, 1, 20, 2, (2, 3)))
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):

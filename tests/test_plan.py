@@ -1,5 +1,6 @@
 "`scdd plan`: steps are counted as by hand, costs go to a file and back, no data set is needed, and bad input gets one line. No time is tested."
 import json, math, subprocess, sys
+from pathlib import Path
 import pytest, torch
 from scdd import plan as planning
 from scdd.files import UserError, read_json, write_json
@@ -26,6 +27,17 @@ def seconds(recipe, costs=None, devices=1, key="seconds"):
 def test_steps_of_digits_as_counted_by_hand():
     assert seconds(DIGITS) == {"data": 0, "pretrain/ssl": 40 * 5 + 8, "pretrain/supervised": 15 * 10 + 2, "align/ssl": 100 * 6, "recover": 300, "relabel": 0,
                                "train/distilled_soft": 700, "train/distilled_hard": 200, "train/random_soft": 700, "train/random_hard": 200, "train/full_data": 0}
+
+@pytest.mark.parametrize("name", ["plan-narrow", "plan-imagenet1k", "plan-tiny-imagenet"])
+def test_costs_that_were_kept_still_fit(name):
+    path = Path(__file__).parents[1]/"nbs/experiments/results"/f"{name}.json"; recipe = RECIPES[read_json(path)["recipe"]]
+    assert read_costs(path, recipe, sizes_of(recipe.data))["recipe"] == recipe.name
+
+def test_a_backbone_that_is_fine_tuned_costs_something_else():
+    still, tuned, faster = (override(DIGITS, {"align.finetune": rate}) for rate in (0.0, 0.01, 0.1)); sizes = sizes_of(DIGITS.data)
+    assert shape("probe step", tuned, sizes) == shape("probe step", faster, sizes) != shape("probe step", still, sizes)
+    forwards = [sum(item.images for item in work_of(one, sizes)["align/ssl"] if item.operation == "network forward") for one in (still, tuned)]
+    assert forwards == [500 + 1297, 500]   # features that are made once, and then in every step
 
 def test_images_of_digits_as_counted_by_hand():
     both, ones = 1297 + 500, fake(DIGITS, 0.0, 1.0)

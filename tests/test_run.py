@@ -257,7 +257,7 @@ def test_a_sweep_of_kinds_of_labels_stores_what_each_needs(tmp_path, capsys):
     assert [(tmp_path/"sweep"/name/"relabel"/"labels").is_dir() for name in ("hard", "once", "soft")] == [False, True, True]
     assert said.count("; one label of each image stored") == 1 and said.count("; 3 of 3 epochs stored") == 1
     assert size[1] * 1000 == sum(path.stat().st_size for path in (tmp_path/"sweep/once/relabel/labels").iterdir())
-    weighed = {name: tables.label_bytes(from_dict(read_json(tmp_path/"sweep"/name/"recipe.json")["recipe"]), read_json(tmp_path/"sweep"/name/"data"/"stage.json")) for name in ("hard", "once", "soft")}
+    weighed = {name: tables.if_stored(from_dict(read_json(tmp_path/"sweep"/name/"recipe.json")["recipe"]), read_json(tmp_path/"sweep"/name/"data"/"stage.json")) for name in ("hard", "once", "soft")}
     assert weighed["hard"] == 0 and all(0 < weighed[name] < 1000 * size[at] < weighed[name] + 3000 for at, name in ((1, "once"), (2, "soft")))   # but for labels.json and the heads of files
     assert "Hard labels: " in (tmp_path/"sweep/hard/report.html").read_text() and "One soft label for each image, by the self-supervised teacher" in (tmp_path/"sweep/once/report.html").read_text()
 

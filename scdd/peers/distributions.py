@@ -21,7 +21,7 @@ from torch import nn
 from ..data import ImageData, to_device
 from ..device import generator, pick
 from ..files import Checkpoint, UserError, code_hash, write_json
-from ..models import RESNETS
+from ..models import RESNETS, build
 from ..processes import connect, everyone, rank, ranks, stretch, whole
 from .coresets import class_indices, draw_real, normalised, pixels_of, start_images
 from .gradients import ALL_KINDS, black_and_white, check_config, draw_siamese, finished, fresh_network, move, origin, random_network, siamese, train_on, watched_steps
@@ -125,7 +125,7 @@ def race(data, architecture, count: int, device="cpu", rounds=4)->dict:  # secon
     "Steps of DM on one image per class by the plain loop and by ours, in turns; new random networks included, the median counts."
     device = torch.device(device); real, labels = to_device(data, device); members = class_indices(labels, data.classes); some = start_images(data, 1, "real", 0, device)[0].requires_grad_()
     config, steps = DM(batch_real=count, network=architecture), 40 // len(members) or 1
-    def plain(number): plain_step(random_network(architecture, data, device, 0, number), some, members, real, data, count, (0, number))
+    def plain(number): plain_step(build(architecture, data, seed=(0, number)).to(device), some, members, real, data, count, (0, number))
     def ours(number): distribution_step(random_network(architecture, data, device, 0, number), some, members, real, data, config, (0, number))
     times = {"plain loop": [], "all classes at once": []}
     for _ in range(rounds + 1):
