@@ -244,8 +244,8 @@ def results(folder)->list:  # of rows
     rows = []
     for path in files:
         report = read_json(path)
-        measured = [report["accuracy"]] if "accuracy" in report else [one for one in report.get("rows", []) if {"distilled_soft", "full_data"} <= one.keys() and not any("." in name for name in one)]  # a sweep changes its protocol from row to row
-        for row in (result_row(report, found, labels, path.name) for found in measured for labels in ("soft", "hard")):
+        measured = [report["accuracy"]] if "accuracy" in report else [one for one in report.get("rows", []) if {"distilled_hard", "full_data"} <= one.keys() and not any("." in name for name in one)]  # a sweep changes its protocol from row to row
+        for row in (result_row(report, found, labels, path.name) for found in measured for labels in ("soft", "hard") if f"distilled_{labels}" in found):
             if measurement(row) not in map(measurement, rows): rows.append(row)
     return rows
 

@@ -17,3 +17,10 @@ def test_a_figure_that_two_runs_share_counts_once(tmp_path):
 def test_an_experiment_without_full_data_is_passed_over(tmp_path):
     shutil.copy(KEPT/"cifar100-mini-backbones.json", tmp_path/"one.json")
     assert any("distilled_soft" in row for row in read_json(tmp_path/"one.json")["rows"]) and results(tmp_path) == []
+
+def test_hard_labels_alone_are_results_too(tmp_path):
+    found = read_json(KEPT/"digits-compare.json")
+    for row in found["rows"]: del row["distilled_soft"], row["random_soft"]
+    write_json(tmp_path/"one.json", found)
+    rows = results(tmp_path)
+    assert len(rows) == len(found["rows"]) and {row["labels"] for row in rows} == {"hard"}
