@@ -55,7 +55,7 @@ comparison: $(VENV)/run
 	$(BIN)/scdd compare cifar100-mini $(CONVNET) $(JUDGED) --recover.ipc 1 --data $(DATA) --out runs/compare-ipc1
 	$(BIN)/scdd compare cifar100-mini $(CONVNET) $(JUDGED) --recover.ipc 10 --data $(DATA) --out runs/compare-ipc10 --reuse runs/compare-ipc1/scdd
 	for student in resnet18 vgg11_bn vit; do $(BIN)/scdd compare cifar100-mini --student.name $$student $(JUDGED) --recover.ipc 10 --data $(DATA) \
-	  --methods random dm mtt sre2l --train.students 1 --train.epochs 1 --out runs/compare-$$student --reuse runs/compare-ipc10/* || exit; done
+	  --methods random dm mtt sre2l --train.students 1 --train.epochs 1 --out runs/compare-$$student --reuse runs/compare-ipc10/*/ || exit; done
 
 $(VENV)/run: settings.ini setup.py pyproject.toml
 	$(call system,)

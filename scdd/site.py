@@ -321,10 +321,10 @@ def compare_table(name="digits-compare")->str:
     from scdd.files import read_json
     found = read_json(root()/"nbs"/"experiments"/"results"/f"{name}.json"); one = found["rows"][0]
     rows = [f"Made by `{found['command']}` on {found['device']}, commit {found['commit']}; random real images reach {percent(one['random_soft'])} and {percent(one['random_hard'])}, all real images {percent(one['full_data'])}.", "",
-            "| images by | soft labels | hard labels | seconds | of networks before | MB of memory | kB of images |", "|" + "---|" * 7]
+            "| images by | soft labels | hard labels | seconds | of networks before | MB of memory | kB of images | kB of soft labels, if stored |", "|" + "---|" * 8]
     for row in sorted(found["rows"], key=lambda row: -row["distilled_hard"]["mean"]):
         memory = f"{row['peak MB']:.0f}" if "peak MB" in row else "–"
-        rows.append(f"| {row['images by']} | {percent(row['distilled_soft'])} | {percent(row['distilled_hard'])} | {row['seconds']:.0f} | {row['seconds of networks']:.0f} | {memory} | {row['kB of images']:.0f} |")
+        rows.append(f"| {row['images by']} | {percent(row['distilled_soft'])} | {percent(row['distilled_hard'])} | {row['seconds']:.0f} | {row['seconds of networks']:.0f} | {memory} | {row['kB of images']:.0f} | {row['kB of soft labels']:.1f} |")
     return "\n".join(rows)
 
 # %% ../nbs/practice/45_site.ipynb #f2ef5be1

@@ -124,6 +124,7 @@ def test_make_comparison_types_what_there_is():
         for student in ("resnet18", "vgg11_bn", "vit"):
             recipe, own = parse("compare", shlex.split(words.replace("$student", student)))
             assert (recipe.hard.epochs, recipe.hard.crop, recipe.hard.sets) == (300, "none", "each") and own["data"] == "here"
+            assert all("*" not in name or name.endswith("/*/") for name in own["reuse"])   # the folder of a comparison holds files, too
 
 def test_interruption_is_one_line(monkeypatch, capsys):
     def stop(*_, **__): raise KeyboardInterrupt
