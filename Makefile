@@ -47,7 +47,7 @@ results: $(VENV)/dev
 	@$(BIN)/python -m scdd.site results
 
 # every method on ten classes of CIFAR-100 (DATA=the folder that holds cifar100), 1 and 10 images per class, for ConvNets with
-# hard labels as in DC's protocol; then other students for four of them, under hard labels alone. Hours on two cores; the same command goes on
+# hard labels as in DC's protocol; then other students for four of them (SC-DD is the first), under hard labels alone. Hours on two cores; the same command goes on
 CONVNET = --student.name convnet --student.width 32 --student.norm instance
 JUDGED = --train.sets each --hard.sets each --hard.epochs 300 --hard.batch 256 --hard.crop none --hard.flip False
 comparison: $(VENV)/run
@@ -55,7 +55,7 @@ comparison: $(VENV)/run
 	$(BIN)/scdd compare cifar100-mini $(CONVNET) $(JUDGED) --recover.ipc 1 --data $(DATA) --out runs/compare-ipc1
 	$(BIN)/scdd compare cifar100-mini $(CONVNET) $(JUDGED) --recover.ipc 10 --data $(DATA) --out runs/compare-ipc10 --reuse runs/compare-ipc1/scdd
 	for student in resnet18 vgg11_bn vit; do $(BIN)/scdd compare cifar100-mini --student.name $$student $(JUDGED) --recover.ipc 10 --data $(DATA) \
-	  --methods random dm mtt sre2l --train.students 1 --train.epochs 1 --out runs/compare-$$student --reuse runs/compare-ipc10/*/ || exit; done
+	  --methods dm mtt sre2l --train.students 1 --train.epochs 1 --out runs/compare-$$student --reuse runs/compare-ipc10/*/ || exit; done
 
 $(VENV)/run: settings.ini setup.py pyproject.toml
 	$(call system,)
