@@ -41,13 +41,14 @@ OWN = {"data": (Optional[str], None, "folder in which the data sets lie; else $S
        "until": (Literal["recover", "relabel", "train"], "train", "how far to go: recover is the images alone, train is all of it; the same command without it goes on"),
        "methods": (tuple[str, ...], (), "the methods to compare; all of `scdd distill` where not given"),
        "trials": (Optional[int], None, "settings that `scdd experiment search` tries after its table; 40 where not given, 0 for the table alone"),
+       "study_only": (bool, False, "these settings alone, without the table"),
        "protocol": (tuple[str, ...], (), "train and hard (the recipe's own; both where nothing is given), once (train, with one soft label for each image), those of papers: scdd, sre2l, strong, dc, dsa, rded, gvbsm, edc, fadrm; or all"),
        "same_bytes": (bool, False, "a third group of students: random real images as JPEG files, as many as go into the bytes of the set and of its labels"),
        "devices": (int, 1, "devices that share the work"),
        "costs": (Optional[str], None, "file of costs that `scdd plan --save` wrote, perhaps on another machine; measured here where not given"),
        "save": (Optional[str], None, "JSON file for the costs, and for what --against found"),
        "against": (tuple[str, ...], (), "run folders made on this machine, whose seconds the plan is held against")}
-ONLY = {"grid": ("run",), "teacher": ("distill", "evaluate"), "learned": ("distill",), "until": ("distill",), "methods": ("compare",), "trials": ("experiment",), "protocol": ("evaluate",), "same_bytes": ("evaluate",),
+ONLY = {"grid": ("run",), "teacher": ("distill", "evaluate"), "learned": ("distill",), "until": ("distill",), "methods": ("compare",), "trials": ("experiment",), "study_only": ("experiment",), "protocol": ("evaluate",), "same_bytes": ("evaluate",),
         "devices": ("plan",), "costs": ("plan",), "save": ("plan",), "against": ("plan",)}  # options of some commands alone
 RUNS = ("out", "seed", "reuse")  # options that a plan has no use for
 
@@ -249,11 +250,12 @@ def start(name: str, words: list):
     refuse_set(recipe, words, asked or ("grid" if chosen["grid"] else None)); there(chosen["reuse"])
     until = {"run": "train", "distill": chosen.pop("until")}.get(name, name)
     folder = Path(chosen.pop("out") or Path("runs")/default_folder(asked or name, recipe, axes))
-    table, methods, trials = chosen.pop("grid"), chosen.pop("methods"), chosen.pop("trials", None)
+    table, methods = chosen.pop("grid"), chosen.pop("methods")
     for option in ("teacher", "learned"): chosen.pop(option)
-    own = {} if trials is None else {"trials": trials}
-    if own and asked != "search": raise UserError(f"--trials: {asked} tries no settings; only `scdd experiment search` does")
-    if own and trials < 0: raise UserError(f"--trials {trials}: must be 0 or more")
+    own = {option: value for option in ("trials", "study_only") if (value := chosen.pop(option, OWN[option][1])) is not OWN[option][1]}
+    for option in own:
+        if asked != "search": raise UserError(f"--{option.replace('_', '-')}: {asked} tries no settings; only `scdd experiment search` does")
+    if own.get("trials", 0) < 0: raise UserError(f"--trials {own['trials']}: must be 0 or more")
     if table: return say(as_markdown(grid(recipe, folder, **chosen)) + f"\ntable: {folder/'grid.html'}")
     if name == "compare": return say(as_markdown(compare(recipe, folder, methods, **chosen)) + f"\ntable: {folder/'compare.html'}")
     if asked: return say(as_markdown(experiment(asked, recipe, folder, **chosen, **own)) + f"\ntable: {folder/'experiment.json'}")

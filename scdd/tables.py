@@ -201,7 +201,7 @@ def experiment(name,     # one of EXPERIMENTS
     folder = Path(out or Path("runs")/f"{recipe.name}-{name}")
     prepare(folder, recipe, data, device, seed)
     rows = getattr(import_module(f"scdd.experiments.{name}"), name)(recipe, folder, data, device, seed, reuse, **own)
-    command = typed(recipe, seed).replace(f"scdd run {recipe.name}", f"scdd experiment {name} {recipe.name}", 1) + "".join(f" --{option} {value}" for option, value in own.items())
+    command = typed(recipe, seed).replace(f"scdd run {recipe.name}", f"scdd experiment {name} {recipe.name}", 1) + "".join(f" --{option.replace('_', '-')}" + (f" {value}" if value is not True else "") for option, value in own.items())
     made = provenance(pick(device)) | {"commit": ", ".join(dict.fromkeys(row["commit"] for row in rows))}
     write_json(folder/"experiment.json", {"experiment": name, "recipe": asdict(recipe) | {"seed": seed}, "rows": rows, "command": command} | made)
     return rows

@@ -96,6 +96,13 @@ def test_a_killed_study_ends_like_one_left_alone(straw, tmp_path):
     straw.made.clear()
     assert facts(search(DIGITS, tmp_path/"killed", trials=6)) == facts(alone) and len(straw.made) == len(cells(beginning(DIGITS)))  # no trial again
 
+def test_a_study_alone_leaves_the_cells_out(straw, tmp_path):
+    straw.fail = ("0",)
+    rows = search(DIGITS, tmp_path/"a", trials=3, study_only=True); kept = read_json(tmp_path/"a"/"so_far.json")
+    assert [row["cell"] for row in rows] == ["trial 1", "trial 2"] and straw.made == ["0", "1", "2"]
+    assert kept["rows"] == rows and kept["command"].endswith("--trials 3 --study-only") and kept["device"] == "cpu"
+    assert facts(search(DIGITS, tmp_path/"a", trials=3)[-2:]) == facts(rows)  # the cells may still come after
+
 def test_a_proposal_cut_short_is_struck_out(straw, tmp_path):
     import optuna
     alone = search(DIGITS, tmp_path/"alone", trials=2)
@@ -141,9 +148,9 @@ def test_a_real_search_killed_inside_a_trial_goes_on(tmp_path, monkeypatch, caps
     assert rows[1]["distilled_soft"]["n"] == 1 and rows[1]["commit"] and all(row["data.held_out"] == 0.2 for row in rows)
 
 def test_the_number_of_trials_can_be_typed(monkeypatch, tmp_path):
-    monkeypatch.setattr(chapter, "search", lambda *words, trials=40: [{"cell": str(trials), "commit": "x"}])
+    monkeypatch.setattr(chapter, "search", lambda *words, trials=40, study_only=False: [{"cell": str(trials) + "!" * study_only, "commit": "x"}])
     monkeypatch.setattr("scdd.cli.as_markdown", str)
-    for words, count in (["--trials", "0"], "0"), ([], "40"):
+    for words, count in (["--trials", "0"], "0"), ([], "40"), (["--trials", "3", "--study-only"], "3!"):
         assert main(["experiment", "search", "digits", "--out", str(tmp_path/count), *words]) == 0
         found = read_json(tmp_path/count/"experiment.json")
         assert found["rows"][0]["cell"] == count and found["command"] == " ".join(["scdd experiment search digits", *words])
