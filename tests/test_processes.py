@@ -142,7 +142,7 @@ def test_what_does_not_split_evenly_is_refused(tmp_path):
     assert done.returncode and "--pretrain.batch 33: cannot be split evenly among 2 processes" in done.stderr
 
 def test_a_comparison_of_two_processes_with_stored_labels(tmp_path):
-    words = [*SMALL, "--network.width", "8", "--student.width", "8", "--relabel.store", "True"]
+    words = [*SMALL, "--data.classes", "3", "--network.width", "8", "--student.width", "8", "--recover.steps", "5", "--relabel.store", "True"]
     said = launch(["-m", "scdd", "compare", "digits", *words, "--methods", "random", "--out", tmp_path/"compare"], 2).stdout
     assert said.count("pretrain supervised") == 2 and said.count("report:") == 2  # once for each method: one process speaks
     rows = read_json(tmp_path/"compare"/"compare.json")["rows"]
