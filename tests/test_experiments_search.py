@@ -101,7 +101,10 @@ def test_a_study_alone_leaves_the_cells_out(straw, tmp_path):
     rows = search(DIGITS, tmp_path/"a", trials=3, study_only=True); kept = read_json(tmp_path/"a"/"so_far.json")
     assert [row["cell"] for row in rows] == ["trial 1", "trial 2"] and straw.made == ["0", "1", "2"]
     assert kept["rows"] == rows and kept["command"].endswith("--trials 3 --study-only") and kept["device"] == "cpu"
-    assert facts(search(DIGITS, tmp_path/"a", trials=3)[-2:]) == facts(rows)  # the cells may still come after
+    whole = search(DIGITS, tmp_path/"a", trials=3); straw.made.clear()                          # the cells may still come after, and then they stay
+    assert facts(whole[-2:]) == facts(rows) and facts(search(DIGITS, tmp_path/"a", trials=3, study_only=True)) == facts(whole)
+    assert facts(read_json(tmp_path/"a"/"so_far.json")["rows"]) == facts(whole)
+    with pytest.raises(UserError, match="leaves nothing to do"): search(DIGITS, tmp_path/"b", trials=0, study_only=True)
 
 def test_a_proposal_cut_short_is_struck_out(straw, tmp_path):
     import optuna

@@ -125,23 +125,28 @@ def search(recipe: Recipe,  # gives data, networks, images per class, steps and 
            folder,          # cells, trials, the study and so_far.json
            data=None, device="auto", seed=0, reuse=(),  # as for `run`
            trials=40,       # of the study
-           study_only=False,  # leave the cells out
+           study_only=False,  # make no cells
           )->list:          # one row for each cell and each trial
     "One ingredient at a time, all together, and a study; every accuracy is one of held-out training images."
     from scdd.train import Report
     if several(): raise UserError("search: chooses one trial after the other, in one process; start it without torchrun or accelerate launch")
+    if study_only and not trials: raise UserError("search: --study-only with no trials leaves nothing to do; give --trials a number")
     optuna, folder, start, rows = quiet_optuna(), Path(folder), beginning(recipe), []
     command = f"scdd experiment search {typed(recipe, seed).removeprefix('scdd run ')}" + (f" --trials {trials}" if trials != 40 else "") + " --study-only" * study_only
     share = {"data.held_out": start.data.held_out}
-    places = {} if study_only else {name: folder/"cells"/name.replace(",", "").replace(" ", "-") for name in cells(start)}
+    table = cells(start)
+    places = {name: folder/"cells"/name.replace(",", "").replace(" ", "-") for name in table}
     def others(place): return [one for one in (*places.values(), *sorted((folder/"trials").glob("*")), *map(Path, reuse)) if one != place]
     with locked(folder):
         for i, (name, place) in enumerate(places.items(), 1):
-            say(f"[{i} of {len(places)}] {name}"); kind, cell = cells(start)[name]
+            if study_only and not (place/"report.json").is_file(): continue
+            say(f"[{i} of {len(places)}] {name}"); kind, cell = table[name]
             report = run(cell, place, data, device, seed, reuse=others(place))
             rows.append(row_of(name, kind, share, report)); keep(folder, start, seed, rows, report, command)
         study = optuna.create_study(storage=f"sqlite:///{(folder/'study.db').absolute()}", study_name="search", direction="maximize", load_if_exists=True)
-        rows += [row_of(f"trial {one.number}", "trial", share | one.params, Report.load(folder/"trials"/str(one.number))) for one in ended(study) if one.value is not None]
+        for one in ended(study):
+            if one.value is not None: report = Report.load(folder/"trials"/str(one.number)); rows.append(row_of(f"trial {one.number}", "trial", share | one.params, report))
+        if rows: keep(folder, start, seed, rows, report, command)
         while (count := len(ended(study))) < trials:
             number, values = next_trial(study, seed)
             say(f"[trial {count + 1} of {trials}] " + ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else name if value is True else str(value) for name, value in values.items() if value is not False))
