@@ -7,7 +7,7 @@ from scdd.data import load
 from scdd.files import UserError
 from scdd.cli import main
 
-TINY = replace(bench.SMALL, repeats=1, product=64, maps=(2, 8, 8), copied=1, recovery=(8, 4, 16, 2), pretraining=(("mocov2", 8, 64, 32), ("simclr", 8, 64, 32)),
+TINY = replace(bench.SMALL, repeats=1, product=64, maps=(2, 8, 8), copied=1, recovery=(8, 4, 16, 2), pretraining=(("mocov2", 8, 256, 32), ("simclr", 8, 256, 32)),
                student=((8, 40),), pictures=((12, 32), (4, 224)), starts=1, matching=(4, 1, 20, 2, (2, 3)))
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_both_sides_do_the_same_work(found):
         if one["part"] not in ("pretraining", "student"): continue
         plain, *ours = [row for row in one["rows"] if "loss" in row]
         assert ours and all(row["images"] == plain["images"] for row in ours)
-        if one["part"] == "pretraining": assert all(0.7 < row["loss"] / plain["loss"] < 1.4 for row in ours)   # two steps: from one seed to the next SimCLR's differ by up to a fifth
+        if one["part"] == "pretraining": assert all(abs(row["loss"] - plain["loss"]) < 0.1 * plain["loss"] for row in ours)   # of eight steps; from seed to seed they differ by a twentieth
         else: assert all(0.1 < row["loss"] / plain["loss"] < 10 for row in ours)
 
 def test_loading_ends_with_the_same_pixels(found):
