@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['WORTH', 'FULL', 'EAGER', 'pick', 'seed_of', 'generator', 'amx_works', 'median_seconds', 'processor',
            'faster_in_bfloat16', 'has_bfloat16', 'autocast', 'without_bfloat16', 'peak_memory', 'can_compile',
-           'say_once', 'within_memory', 'uses_graphs', 'Passes', 'record_forward', 'record_both', 'record', 'recorded',
-           'Replayed', 'in_parts', 'replaying']
+           'with_fallback', 'say_once', 'within_memory', 'uses_graphs', 'Passes', 'record_forward', 'record_both',
+           'record', 'recorded', 'Replayed', 'in_parts', 'replaying']
 
 # %% ../nbs/pipeline/00_device.ipynb #6c767f82
 import contextlib, functools, hashlib, os, platform, re, shutil, sys, time
@@ -119,6 +119,18 @@ def can_compile()->bool:
     import sysconfig
     headers = (Path(sysconfig.get_paths()["include"])/"Python.h").exists()
     return bool(headers and (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")))
+
+def with_fallback(fast, slow, title: str):
+    "The compiled function, unless it fails; then that is said once and the other goes on."
+    broken = []
+    def careful(*given):
+        if broken: return slow(*given)
+        try: return fast(*given)
+        except torch.OutOfMemoryError: raise
+        except Exception as error: broken.append(str(error).strip().split("\n")[0][:120])
+        print(f"{title}: torch.compile failed ({broken[0]}); going on without it", file=sys.stderr)
+        return slow(*given)
+    return careful
 
 # %% ../nbs/pipeline/00_device.ipynb #de71ce02
 FULL = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED")

@@ -6,9 +6,8 @@
 __all__ = ['SPEED', 'COMPILING', 'CHECK_EVERY', 'losses_of', 'smallest_area', 'view', 'backward', 'down', 'backward_in_parts',
            'frozen', 'low_loss_patches', 'starts_of', 'first_images', 'arrange', 'to_pil', 'from_pil', 'to_bytes',
            'through_jpeg', 'SyntheticSet', 'save_set', 'read_image', 'load_set', 'Matched', 'written_out', 'readable',
-           'compiled', 'work', 'worth_compiling', 'reader', 'with_fallback', 'whole_batch', 'check_finite',
-           'resume_batch', 'keep_best', 'recover_batch', 'check_fit', 'made_with', 'piece', 'pieces', 'Images', 'thin',
-           'in_batches', 'recover']
+           'compiled', 'work', 'worth_compiling', 'reader', 'whole_batch', 'check_finite', 'resume_batch', 'keep_best',
+           'recover_batch', 'check_fit', 'made_with', 'piece', 'pieces', 'Images', 'thin', 'in_batches', 'recover']
 
 # %% ../nbs/pipeline/07_recover.ipynb #42949220
 import contextlib, copy, io, json, math, sys, time
@@ -25,7 +24,7 @@ from PIL import Image
 from .augment import crop, crop_boxes, roll, roll_shifts
 from .bn import bn_loss, combine, matching, running_statistics
 from .data import class_folder, random_rows, to_float
-from .device import Replayed, autocast, can_compile, generator, pick, uses_graphs, within_memory
+from .device import Replayed, autocast, can_compile, generator, pick, uses_graphs, with_fallback, within_memory
 from .files import Checkpoint, UserError, fingerprint, progress, read_about, read_json, read_rows, read_tensors, remove, write_json, write_tensors, writing
 from .processes import everyone, from_first, mine
 from .models import bn_layers, require_batchnorm
@@ -318,19 +317,7 @@ def reader(network,          # a Network
     if not can_compile():
         print("recover: no C++ compiler or no Python.h here, so nothing is compiled (the result is the same, more slowly)", file=sys.stderr)
         return network, read
-    return network, with_fallback(compiled(network, device, config.precision), read)
-
-def with_fallback(fast, slow):
-    "The fast reading, unless it fails; then that is said once and the slow one goes on."
-    broken = []
-    def careful(*inputs):
-        if broken: return slow(*inputs)
-        try: return fast(*inputs)
-        except torch.OutOfMemoryError: raise
-        except Exception as error: broken.append(str(error).strip().split("\n")[0][:120])
-        print(f"recover: torch.compile failed ({broken[0]}); going on without it", file=sys.stderr)
-        return slow(*inputs)
-    return careful
+    return network, with_fallback(compiled(network, device, config.precision), read, "recover")
 
 # %% ../nbs/pipeline/07_recover.ipynb #6d066e02
 def whole_batch(network, read,   # of `reader`
@@ -341,7 +328,7 @@ def whole_batch(network, read,   # of `reader`
     stored = running_statistics(network)
     def losses(read): return lambda seen, labels: losses_of(*read(seen), labels, stored, config)
     if not (worth_compiling(network, config, images, device) and can_compile()): return Replayed(losses(frozen(network, device, config.precision)[1]))
-    return Replayed(with_fallback(torch.compile(losses(readable(network, device, config.precision)), dynamic=False), losses(frozen(network, device, config.precision)[1])))
+    return Replayed(with_fallback(torch.compile(losses(readable(network, device, config.precision)), dynamic=False), losses(frozen(network, device, config.precision)[1]), "recover"))
 
 # %% ../nbs/pipeline/07_recover.ipynb #6ed060ff
 def check_finite(curve, first, step):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORTH_COMPILING', 'LARGEST_ZCA', 'TINY', 'PUBLISHED', 'CHECK_EVERY', 'flat', 'plain_expert', 'check_network',
-           'as_function', 'Experts', 'draw_change', 'changed', 'expert_slopes', 'expert_epoch', 'recorded', 'careful',
+           'as_function', 'Experts', 'draw_change', 'changed', 'expert_slopes', 'in_pieces', 'expert_epoch', 'recorded',
            'compiles', 'origin_of', 'check_origin', 'Buffer', 'train_group', 'real_images', 'train_experts',
            'missing_way', 'way', 'student_loss', 'plain_iteration', 'View', 'unrolled', 'Slopes', 'slopes_of',
            'adjoint', 'Alive', 'seconds_of', 'bench_iteration', 'bench_epoch', 'noise', 'timings', 'fit_zca',
@@ -28,11 +28,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from ..data import ImageData, batches, to_device
-from ..device import autocast, can_compile, generator, pick, seed_of
+from ..device import autocast, can_compile, generator, pick, seed_of, with_fallback
 from ..files import Checkpoint, UserError, progress, read_about, read_json, remove, write_json, write_tensors
 from ..processes import everyone, from_first, mine, rank, ranks
 from ..models import Network, build, essential
 from .coresets import as_set, check_ipc, normalised, pixels_of, start_images
+from .distributions import rows_in_cache
 from .gradients import ALL_KINDS, black_and_white, check_config, draw_siamese, resumed, siamese
 from ..recipes import Architecture
 from ..recover import SyntheticSet, thin
@@ -61,15 +62,17 @@ def check_network(network: Network):
         raise UserError(f"--config.network.norm: {network.architecture.name} has BatchNorm layers, whose running statistics are on no trajectory of weights; give --config.network.name convnet --config.network.norm instance")
 
 def as_function(network: Network,
+                channels_last=False,  # inside, as compiled convolutions are fastest on a processor
                )->tuple:  # (weights P, normalised images) -> logits; and {name: shape} of the parts of the vector
     "The network as a function of one vector of weights."
     check_network(network)
     module = nn.Sequential(OrderedDict(backbone=copy.deepcopy(network.backbone), head=copy.deepcopy(network.head)))
     shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters()}
     sizes = [math.prod(shape) for shape in shapes.values()]
+    def order(tensor): return tensor.contiguous(memory_format=torch.channels_last) if channels_last and tensor.dim() == 4 else tensor
     def logits(weights, images):
-        parts = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), weights.split(sizes))}
-        return functional_call(module, parts, (images,))
+        parts = {name: order(part.view(shape)) for (name, shape), part in zip(shapes.items(), weights.split(sizes))}
+        return functional_call(module, parts, (order(images),))
     return logits, shapes
 
 # %% ../../nbs/peers/23_trajectories.ipynb #21b13a04
@@ -105,6 +108,15 @@ def expert_slopes(logits, together: int, device, precision="float32"):
         return torch.autograd.grad(value, weights)[0][None], value.detach()[None]
     return one
 
+def in_pieces(slopes, rows: int):
+    "The same slopes, from so many images at a time: the mean over pieces, each by its share of the batch."
+    def mean(weights, images, labels):
+        count = labels.shape[1]
+        if count <= rows: return slopes(weights, images, labels)
+        found = [[some.shape[1] / count * value for value in slopes(weights, seen, some)] for seen, some in zip(images.split(rows, 1), labels.split(rows, 1))]
+        return tuple(map(sum, zip(*found)))
+    return mean
+
 def expert_epoch(slopes, weights, velocity, source, labels, members, epoch, config: Experts, seed, data_name):
     "One pass over the real data for a group of experts, whose weights change in place; their mean losses."
     orders = torch.stack([torch.randperm(len(labels), generator=generator(weights.device, seed, "experts", "order", member, epoch), device=weights.device) for member in members])
@@ -125,20 +137,9 @@ def recorded(function, compile=False):
         key = tuple((value.shape, value.dtype, value.device) for value in given)
         if key not in tapes:
             tape = make_fx(function)(*[value.detach() for value in given]); tape.graph.eliminate_dead_code(); tape.recompile()
-            tapes[key] = careful(torch.compile(tape, dynamic=False), tape) if compile else tape
+            tapes[key] = with_fallback(torch.compile(tape, dynamic=False), tape, "trajectory matching") if compile else tape
         with torch.no_grad(): return tapes[key](*given)
     return replay
-
-def careful(fast, slow):
-    "The compiled function, unless compiling fails; then that is said once and the other goes on."
-    broken = []
-    def either(*given):
-        if broken: return slow(*given)
-        try: return fast(*given)
-        except Exception as error: broken.append(str(error).strip().split("\n")[0][:120])
-        print(f"trajectory matching: torch.compile failed ({broken[0]}); going on without it", file=sys.stderr)
-        return slow(*given)
-    return either
 
 WORTH_COMPILING = 50_000_000  # pixels that a network looks at in all: what compiling costs (about a minute) is won back
 
@@ -181,11 +182,12 @@ class Buffer(NamedTuple):
         except (SafetensorError, FileNotFoundError) as error: raise UserError(f"{self.path(expert)}: not readable as an expert ({error}); delete it and run again") from None
 
 # %% ../../nbs/peers/23_trajectories.ipynb #c3caf545
-def train_group(logits, starts, source, labels, members, config: Experts, seed, data_name, store: Checkpoint, bar=None, compile=False):
+def train_group(logits, starts, source, labels, members, config: Experts, seed, data_name, store: Checkpoint, bar=None, compile=False, rows=None):
     "The trajectories of some experts, (epochs + 1)×K×P on the CPU, their losses, and seconds over all attempts."
     device, key = starts.device, repr((members, config, seed))
     slopes, weights, velocity = expert_slopes(logits, len(members), device, config.precision), starts.clone(), torch.zeros_like(starts)
     if compile: slopes = recorded(slopes, True)
+    if rows: slopes = in_pieces(slopes, rows)
     points, losses, began, before = [starts.cpu()], [], time.monotonic(), 0.0
     if (state := store.load()) and state.get("key") == key:
         before, points, losses = state["seconds"], list(state["points"]), list(state["losses"]); weights.copy_(points[-1]); velocity.copy_(state["velocity"])
@@ -217,16 +219,17 @@ def train_experts(data: ImageData,
     if folder is None: raise UserError("experts: name a folder to keep them in")
     device, folder = pick(device), Path(folder)
     if config.count < 1 or config.epochs < 1 or config.batch < 1: raise UserError("--config.experts: count, epochs and batch must be at least 1")
-    logits, shapes = as_function(build(architecture, data, 0).to(device)); buffer = Buffer(folder, config.count, config.epochs)
+    network, buffer = build(architecture, data, 0).to(device), Buffer(folder, config.count, config.epochs); check_network(network)
     check_origin(folder, origin_of(data, architecture, config, seed, transform))
     missing = from_first([expert for expert in range(config.count) if not buffer.path(expert).exists()])
     if not missing: return buffer
     source, labels = real_images(data, transform, device); together = config.together or (1 if device.type == "cpu" else 10)
     compile = together == 1 and compiles(config.compile, len(missing) * config.epochs * len(labels) * data.size ** 2)
+    logits, shapes = as_function(network, channels_last=compile); rows = rows_in_cache(architecture.width, data.size) if device.type == "cpu" and together == 1 else None
     bar = progress(None, "experts", "epoch", config.count * config.epochs, (config.count - len(missing)) * config.epochs)
     for members in mine([missing[i:i + together] for i in range(0, len(missing), together)]):
         starts = torch.stack([flat(build(architecture, data, seed_of(seed, "expert", member))) for member in members]).to(device)
-        points, losses, seconds = train_group(logits, starts, source, labels, members, config, seed, data.name, Checkpoint(folder/f"from-{members[0]:05d}"), bar, compile)
+        points, losses, seconds = train_group(logits, starts, source, labels, members, config, seed, data.name, Checkpoint(folder/f"from-{members[0]:05d}"), bar, compile, rows)
         for place, member in enumerate(members):
             about = {"shapes": json.dumps(shapes), "losses": json.dumps(losses[:, place].tolist()), "seconds": str(seconds / len(members))}
             write_tensors(buffer.path(member), {"weights": points[:, place]}, about)
@@ -351,7 +354,7 @@ def seconds_of(functions: dict, device, repeats=5)->dict:
 
 def bench_iteration(data, architecture, images: int, steps: int, device, compile=True)->dict:
     "Seconds of one iteration, on noise, by the plain loop and by ours."
-    network = build(architecture, data, 0).to(device); logits = as_function(network)[0]
+    network = build(architecture, data, 0).to(device); logits, quick = (as_function(network, last)[0] for last in (False, True))
     start, target = (flat(build(architecture, data, seed)).to(device) for seed in (1, 2))
     pixels = torch.randn(images, data.channels, data.size, data.size, generator=generator("cpu", "bench")).to(device)
     labels, size = torch.arange(images, device=device) % len(data.classes), torch.tensor(0.01, device=device)
@@ -359,17 +362,18 @@ def bench_iteration(data, architecture, images: int, steps: int, device, compile
     def ours(way, slopes): ways.update({f"exact adjoint{way}": lambda: adjoint(slopes, *given), f"TESLA{way}": lambda: adjoint(slopes, *given, exact=False)})
     ours("", slopes_of(student_loss(logits)))
     for precision in ("float32", "bfloat16") if compile else ():
-        ours(f", compiled, {precision}", Slopes(*(recorded(function, True) for function in slopes_of(student_loss(logits, precision)))))
+        ours(f", compiled, {precision}", Slopes(*(recorded(function, True) for function in slopes_of(student_loss(quick, precision)))))
     return seconds_of(ways, device)
 
 # %% ../../nbs/peers/23_trajectories.ipynb #1c90b0da
 def bench_epoch(data, architecture, batch: int, device, together=4, compile=True)->dict:
     "Seconds of an expert's epoch without augmentation."
-    network = build(architecture, data, 0).to(device); logits, (source, labels) = as_function(network)[0], real_images(data, None, device)
+    network = build(architecture, data, 0).to(device); logits, (source, labels) = [as_function(network, last)[0] for last in (False, True)], real_images(data, None, device)
     config, table = Experts(batch=batch, augment="none"), source(torch.arange(len(labels), device=device))
     def ours(count, precision, compile=False):
-        slopes, weights = expert_slopes(logits, count, device, precision), torch.stack([flat(network)] * count)
+        slopes, weights = expert_slopes(logits[compile], count, device, precision), torch.stack([flat(network)] * count)
         if compile: slopes = recorded(slopes, True)
+        if count == 1 and device.type == "cpu": slopes = in_pieces(slopes, rows_in_cache(architecture.width, data.size))
         return lambda: expert_epoch(slopes, weights, None, source, labels, range(count), 0, config, 0, data.name)
     ways = {"plain loop": lambda: plain_expert(network, table, labels, 1, 0.01, batch)}
     for precision in ("float32", "bfloat16"):
@@ -505,11 +509,11 @@ def draw_stretch(buffer: Buffer, config: MTT, seed, iteration, device)->tuple:  
     expert, epoch = (int(torch.randint(high, (), generator=random)) for high in (buffer.count, config.starts))
     return tuple(point.to(device) for point in buffer.points(expert, epoch, epoch + config.ahead))
 
-def gradient_of(logits, config: MTT, pixels: int):
+def gradient_of(network: Network, config: MTT, pixels: int):
     "For so many pixels that a student sees in a step, the function that a config asks for: (start, target, images, labels, step size, views) -> (missing way, gradients)."
-    loss = student_loss(logits, config.precision)
+    compile = config.gradient != "unrolled" and compiles(config.compile, config.iterations * config.steps * pixels)
+    loss = student_loss(as_function(network, channels_last=compile)[0], config.precision)
     if config.gradient == "unrolled": return lambda *given: unrolled(loss, *given)
-    compile = compiles(config.compile, config.iterations * config.steps * pixels)
     slopes = Slopes(*(recorded(function, compile) for function in slopes_of(loss)))
     return lambda *given: adjoint(slopes, *given, exact=config.gradient == "adjoint")
 
@@ -578,7 +582,7 @@ def match_trajectories(data: ImageData,
                       )->SyntheticSet:         # with its learned step size; transform and soft labels where there are any; None from all but the first of several processes
     "Distil images on which a student's path leads where experts' paths lead."
     check_match(data, ipc, config); device, began = pick(device), time.monotonic()
-    logits, _ = as_function(build(config.network, data, 0).to(device))
+    network = build(config.network, data, 0).to(device); logits, _ = as_function(network)
     transform = fit_zca(data, config.zca_epsilon, device) if config.zca else None
     with tempfile.TemporaryDirectory() as spare:
         folder = Path(config.folder or Path(checkpoint or from_first(spare))/"experts")
@@ -591,7 +595,7 @@ def match_trajectories(data: ImageData,
         def watch(iteration, images, loss): on_step(iteration, pixels_of(bare(images), data), loss)
         def said(target, images, labels): return expert_labels(logits, target, images) if config.labels == "expert" else labels
         origin = json.dumps([type(config).__name__, {**asdict(config), "folder": None}, ipc, seed, data.fingerprint])
-        images, step_size, curve = optimise(gradient_of(logits, config, min(config.batch or len(images), len(images)) * data.size ** 2), buffer, images, labels, said, config, seed, data, Checkpoint(checkpoint), origin, on_step and watch)
+        images, step_size, curve = optimise(gradient_of(network, config, min(config.batch or len(images), len(images)) * data.size ** 2), buffer, images, labels, said, config, seed, data, Checkpoint(checkpoint), origin, on_step and watch)
         soft = final_labels(logits, buffer, images, config).cpu().numpy() if config.labels == "expert" else None
     pixels, inner = pixels_of(bare(images), data), bare(images)
     outside = float(((inner - normalised(pixels, data)).abs() > 1e-3).float().mean())
