@@ -518,7 +518,7 @@ def matching(sizes, device, **_):  # yields tables
         yield {"part": "matching", "what": what, "rows": compared([{"way": way, "seconds": seconds} for way, seconds in ways.items()])}
 
 # %% ../nbs/practice/42_scale.ipynb #42fe0071
-BRIEF = {"iterations": 2, "epochs": 1, "outer": 1, "outer_cap": 1, "inner_cap": 1, "experts.count": 1, "recover.steps": 2, "recover.compile": "off", "teacher.epochs": 1}  # of a method's values: one or two steps
+BRIEF = {"iterations": 2, "epochs": 1, "outer_cap": 1, "inner_cap": 1, "experts.count": 1, "recover.steps": 4, "recover.compile": "off", "teacher.epochs": 1}  # of a method's values: a few steps
 
 def memory_of(method: str, ipc: int, images: int)->dict:
     "The peak memory of this process, in GB, after a few steps of a method on noise; without them where there is no such method."

@@ -6,9 +6,11 @@ from scdd import bench
 from scdd.data import load
 from scdd.files import UserError
 from scdd.cli import main
+from scdd.peers.compare import PEERS, check_peer
+from scdd.recipes import flatten
 
 TINY = replace(bench.SMALL, repeats=1, product=64, maps=(2, 8, 8), copied=1, recovery=(8, 4, 16, 2), pretraining=(("mocov2", 8, 256, 32), ("simclr", 8, 256, 32)),
-               student=((8, 40),), pictures=((12, 32), (4, 224)), starts=1, matching=(4, 1, 20, 2, (2, 3)))
+               student=((8, 40),), pictures=((12, 32), (4, 224)), starts=1, matching=(4, 1, 20, 2, (2, 3)), memory=(1, 20, ("random",)))
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
@@ -23,7 +25,7 @@ def found(tmp_path_factory):
 
 def test_every_part_measures(found):
     assert [part for part in bench.PARTS] == list(dict.fromkeys(one["part"] for one in found["tables"]))
-    assert all(row["seconds"] > 0 for one in found["tables"] for row in one["rows"])
+    assert all(row["memory" if one["part"] == "memory" else "seconds"] > 0 for one in found["tables"] for row in one["rows"])
     assert {"code", "commit", "device", "versions", "threads", "sizes", "seconds"} <= set(found)
     for one in found["tables"]: assert bench.table(one) in found["said"]
 
@@ -113,7 +115,17 @@ def test_bad_input_gets_one_line(words, said, capsys):
 def test_what_takes_long_is_done_where_it_is_named(monkeypatch):
     monkeypatch.setattr(bench, "PARTS", {name: lambda name=name, **_: [{"part": name, "what": name, "rows": []}] for name in bench.PARTS})
     parts = lambda only: [one["part"] for one in bench.bench(only, device="cpu")["tables"]]
-    assert parts(()) == [name for name in bench.PARTS if name != "matching"] and parts(("matching", "startup")) == ["matching", "startup"]
+    assert parts(()) == [name for name in bench.PARTS if name not in ("matching", "memory")] and parts(("matching", "startup")) == ["matching", "startup"]
+
+@pytest.mark.parametrize("method", PEERS)
+def test_a_few_steps_of_a_method_for_its_memory(method, monkeypatch):
+    monkeypatch.setattr(bench, "can_compile", lambda: False); made = []
+    def distil(method, data, ipc, config, *words, **more):
+        check_peer(method, data, ipc, config); made.append(config); assert len(data) == 20 and ipc == 2
+    monkeypatch.setattr("scdd.peers.compare.distil", distil)
+    assert bench.memory_of(method, 2, 20)["memory"] > 0
+    left = {name: value for name, value in flatten(made[0]).items() if name in bench.BRIEF and value is not None}
+    assert left == {name: bench.BRIEF[name] for name in left}
 
 def test_command_line_chooses_parts(capsys, monkeypatch):
     monkeypatch.setattr(bench, "SMALL", TINY)

@@ -198,3 +198,13 @@ def test_more_processes_than_devices_share_one(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3"); monkeypatch.setattr(torch.cuda, "device_count", lambda: 1); assert processes.one_device()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4); assert not processes.one_device()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0); assert not processes.one_device()   # processors only
+
+
+def test_what_cannot_be_compiled_is_said_once_and_done_without(capsys):
+    calls = []
+    def broken(value): calls.append(value); raise RuntimeError("no such luck\nmore")
+    careful = device.with_fallback(broken, lambda value: 2 * value, "a stage")
+    assert [careful(1), careful(2)] == [2, 4] and calls == [1]
+    assert capsys.readouterr().err == "a stage: torch.compile failed (no such luck); going on without it\n"
+    def full(value): raise torch.OutOfMemoryError("full")
+    with pytest.raises(torch.OutOfMemoryError): device.with_fallback(full, lambda value: value, "a stage")(1)   # another matter, for others to deal with

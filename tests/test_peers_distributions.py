@@ -75,6 +75,27 @@ def test_embedded_in_pieces(data, monkeypatch):
         with torch.no_grad(): whole = network.backbone(images)
         torch.testing.assert_close(module.embedded(network, images), whole, rtol=1e-4, atol=1e-5)
 
+def test_a_few_classes_at_a_time_are_all_of_them(data, monkeypatch):
+    (real, members), network = parts(data), build(TINY, data); images = torch.randn(6, 3, 12, 12, generator=generator("cpu", 0)); found = []
+    for piece in (module.PIECE, 1):                                                # all three classes at once, and one by one
+        monkeypatch.setattr(module, "PIECE", piece); found.append((distribution_step(network, images, members, real, data, QUICK, (0, 1)), images.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+def test_compiled_features_serve_every_network(data):
+    if not module.can_compile(): pytest.skip("no compiler on this machine")
+    (real, members), images = parts(data), torch.randn(6, 3, 12, 12, generator=generator("cpu", 0)); features = module.compiled_features(build(TINY, data))
+    for seed in (1, 2):
+        network, found = build(TINY, data, seed=seed), []
+        for way in (module.features_of, features): found.append((distribution_step(network, images, members, real, data, QUICK, (0, seed), way), images.grad))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+def test_only_what_is_long_enough_is_compiled(data, monkeypatch):
+    members = parts(data)[1]; pixels = (3 + 6 + 6) * 12 * 12; long = -(-module.WORTH // pixels)
+    def chosen(iterations, network=TINY, device="cpu"): return module.quickest(data, members, replace(QUICK, iterations=iterations, network=network), torch.device(device))
+    monkeypatch.setattr(module, "can_compile", lambda: True); monkeypatch.setattr(module, "compiled_features", lambda network: "compiled")
+    assert chosen(long) == "compiled" and chosen(long - 1) is chosen(long, BN) is chosen(long, device="meta") is module.features_of
+    monkeypatch.setattr(module, "can_compile", lambda: False); assert chosen(long) is module.features_of
+
 def test_class_means():
     features = torch.randn(9, 2, 3, generator=generator("cpu", 0))
     torch.testing.assert_close(class_means(features, [3, 3, 3]), torch.stack([features[i:i+3].mean(0) for i in (0, 3, 6)]))

@@ -111,6 +111,19 @@ def test_a_compiled_expert_walks_the_same_way(train, tmp_path):
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
     assert train_experts(train, TINY, config, 0, "cpu", tmp_path/"on").count == 1  # how it was computed does not make it another expert
 
+@pytest.mark.parametrize("rows", [3, 8, 100])
+def test_pieces_give_the_slopes_of_the_whole(train, rows):
+    slopes = module.expert_slopes(module.as_function(build(TINY, train, 0))[0], 1, "cpu"); images, labels = normalised(torch.tensor(train.images[:20]), train)[None], torch.tensor(train.labels[:20])[None]
+    weights = module.flat(build(TINY, train, 1))[None]
+    for one, other in zip(module.in_pieces(slopes, rows)(weights, images, labels), slopes(weights, images, labels)): torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_the_order_in_memory_changes_no_answer(train):
+    network = build(TINY, train, 0); images = normalised(torch.tensor(train.images[:5]), train); weights = module.flat(build(TINY, train, 1))
+    plain, last = (module.as_function(network, order)[0](weights, images) for order in (False, True))
+    torch.testing.assert_close(last, plain, atol=1e-5, rtol=1e-4)
+
+
 def test_only_what_is_long_enough_is_compiled(monkeypatch):
     monkeypatch.setattr(module, "can_compile", lambda: True)
     few, many = module.WORTH_COMPILING - 1, module.WORTH_COMPILING
