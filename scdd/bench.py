@@ -8,12 +8,12 @@ __all__ = ['FULL', 'SMALL', 'COLUMNS', 'PROGRAM', 'BRIEF', 'PARTS', 'ASKED', 'Cl
            'subject', 'noise', 'two_passes', 'public_way', 'our_way', 'floor', 'our_turns', 'recovery', 'picture_of',
            'made_pictures', 'plain_loader', 'workers', 'Twice', 'plain_views', 'split_norm', 'plain_pretraining',
            'our_pretraining', 'our_views', 'pretraining_epoch', 'pretraining', 'plain_student', 'our_student',
-           'student', 'student_epoch', 'plain_pixels', 'every_byte', 'loading_again', 'loading', 'surroundings',
-           'startup', 'recover_some', 'in_processes', 'growth', 'processes', 'graphs', 'seconds_a_step', 'switched',
-           'the_stages', 'switches', 'matching', 'memory_of', 'memory', 'bench', 'conditions', 'main']
+           'student', 'student_epoch', 'plain_pixels', 'every_byte', 'loading_again', 'loading', 'startup',
+           'recover_some', 'in_processes', 'growth', 'processes', 'graphs', 'seconds_a_step', 'switched', 'the_stages',
+           'switches', 'matching', 'memory_of', 'memory', 'bench', 'conditions', 'main']
 
 # %% ../nbs/practice/42_scale.ipynb #ae36c03c
-import argparse, contextlib, copy, functools, importlib.util, itertools, json, os, statistics, subprocess, sys, tempfile, time
+import argparse, contextlib, copy, functools, itertools, json, os, statistics, subprocess, sys, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -29,7 +29,7 @@ from .models import bn_layers, build
 from .pretrain import METHODS, Moment, assemble, fitted, make_views, optimizer_for, pretrain
 from .recipes import METHOD_VALUES, RECIPES, Architecture, Pretrain, Recover, Train, flatten, override
 from .recover import compiled, frozen, recover, recover_batch, work
-from .processes import connect, rank
+from .processes import connect, rank, surroundings
 from .train import provenance, train_student
 
 # %% ../nbs/practice/42_scale.ipynb #76c3ba4e
@@ -399,11 +399,6 @@ def loading(sizes, root, scratch, **_):
     for name in "cifar100", "tiny-imagenet": yield loading_again(name, name, root, None, sizes) if available(name, root) else {"part": "loading", "what": f"loading {name} again", "rows": []}
 
 # %% ../nbs/practice/42_scale.ipynb #205609f1
-def surroundings(**more)->dict:
-    "The environment of a fresh process that finds this package."
-    home = Path(importlib.util.find_spec("scdd").origin).parents[1]
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])} | more
-
 def startup(sizes, **_)->list:
     "Seconds of fresh processes."
     words = {"python -c pass": ["-c", "pass"], "import scdd": ["-c", "import scdd"], "scdd --help": ["-m", "scdd", "--help"], "import torch": ["-c", "import torch"]}

@@ -110,6 +110,8 @@ def peak_memory(device="cpu")->int:
     "The most memory in use so far, in bytes: of the device on CUDA, of the process elsewhere."
     if torch.device(device).type == "cuda": return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32": return psutil.Process().memory_info().peak_wset
+    own = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()) if sys.platform == "linux" else None
+    if own: return int(own[1]) * 1024
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

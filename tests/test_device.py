@@ -1,4 +1,5 @@
 "Which precision a processor takes, and which device a process gets."
+import subprocess, sys
 import pytest, torch
 from safetensors.torch import load_file
 from scdd import device
@@ -208,3 +209,11 @@ def test_what_cannot_be_compiled_is_said_once_and_done_without(capsys):
     assert capsys.readouterr().err == "a stage: torch.compile failed (no such luck); going on without it\n"
     def full(value): raise torch.OutOfMemoryError("full")
     with pytest.raises(torch.OutOfMemoryError): device.with_fallback(full, lambda value: value, "a stage")(1)   # another matter, for others to deal with
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own figure is taken")
+def test_a_process_has_its_own_peak():
+    code = "from scdd.device import peak_memory; print(peak_memory())"
+    def peak_of_a_process(): return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    alone = peak_of_a_process(); large = bytearray(alone + 500_000_000); del large     # this process has had more now than the other needs
+    assert peak_of_a_process() < alone + 100_000_000 < device.peak_memory()

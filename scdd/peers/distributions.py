@@ -10,7 +10,7 @@ __all__ = ['PIECE', 'WORTH', 'SHARED', 'PROGRAM', 'plain_step', 'class_means', '
            'cafe_turn', 'seconds_of_steps', 'by_processes', 'bench_processes', 'compared']
 
 # %% ../../nbs/peers/22_distributions.ipynb #67e67c1d
-import copy, importlib.util, json, os, statistics, subprocess, sys, tempfile, time
+import copy, json, statistics, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Optional
@@ -23,7 +23,7 @@ from ..data import ImageData, to_device
 from ..device import can_compile, generator, pick, with_fallback
 from ..files import Checkpoint, UserError, code_hash, write_json
 from ..models import RESNETS, build
-from ..processes import connect, everyone, rank, ranks, stretch, whole
+from ..processes import connect, everyone, rank, ranks, stretch, surroundings, whole
 from .coresets import class_indices, draw_real, normalised, pixels_of, start_images
 from .gradients import ALL_KINDS, black_and_white, check_config, draw_siamese, finished, fresh_network, move, origin, random_network, siamese, train_on, watched_steps
 from ..recipes import Architecture
@@ -376,11 +376,9 @@ if rank() == 0: Path(sys.argv[1]).write_text(json.dumps(found))
 
 def by_processes(count: int)->list:
     "The seconds of all methods, by so many fresh processes of one thread each."
-    home = Path(importlib.util.find_spec("scdd").origin).parents[1]
-    where = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder)/"program.py").write_text(PROGRAM)
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), f"{folder}/program.py", f"{folder}/found.json"], env=where, check=True)
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), f"{folder}/program.py", f"{folder}/found.json"], env=surroundings(OMP_NUM_THREADS="1"), check=True)
         return json.loads((Path(folder)/"found.json").read_text())
 
 def bench_processes(out=None, turns=3)->dict:

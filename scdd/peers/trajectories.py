@@ -7,9 +7,9 @@ __all__ = ['WORTH_COMPILING', 'LARGEST_ZCA', 'TINY', 'PUBLISHED', 'CHECK_EVERY',
            'as_function', 'Experts', 'draw_change', 'changed', 'expert_slopes', 'in_pieces', 'expert_epoch', 'recorded',
            'compiles', 'origin_of', 'check_origin', 'Buffer', 'train_group', 'real_images', 'train_experts',
            'missing_way', 'way', 'student_loss', 'plain_iteration', 'View', 'unrolled', 'Slopes', 'slopes_of',
-           'adjoint', 'Alive', 'seconds_of', 'precisions', 'bench_iteration', 'bench_epoch', 'noise', 'timings',
-           'fit_zca', 'check_zca', 'whiten', 'unwhiten', 'as_whitened', 'MTT', 'TESLA', 'published', 'draw_views',
-           'draw_stretch', 'gradient_of', 'check_match', 'check_numbers', 'optimise', 'expert_labels', 'final_labels',
+           'adjoint', 'Alive', 'seconds_of', 'bench_iteration', 'bench_epoch', 'noise', 'timings', 'fit_zca',
+           'check_zca', 'whiten', 'unwhiten', 'as_whitened', 'MTT', 'TESLA', 'published', 'draw_views', 'draw_stretch',
+           'gradient_of', 'check_match', 'check_numbers', 'optimise', 'expert_labels', 'final_labels',
            'match_trajectories', 'mtt', 'tesla']
 
 # %% ../../nbs/peers/23_trajectories.ipynb #43129514
@@ -352,10 +352,6 @@ def seconds_of(functions: dict, device, repeats=5)->dict:
             times[name].append(time.perf_counter() - began)
     return {name: statistics.median(found[1:]) for name, found in times.items()}
 
-def precisions(device)->tuple:
-    "What is worth timing: bfloat16 only where it is fast."
-    return ("float32", "bfloat16") if has_bfloat16(device) else ("float32",)
-
 def bench_iteration(data, architecture, images: int, steps: int, device, compile=True)->dict:
     "Seconds of one iteration, on noise, by the plain loop and by ours."
     network = build(architecture, data, 0).to(device); logits, quick = (as_function(network, last)[0] for last in (False, True))
@@ -365,7 +361,7 @@ def bench_iteration(data, architecture, images: int, steps: int, device, compile
     given, ways = (start, target, pixels, labels, size, [View()] * steps), {"plain loop": lambda: plain_iteration(network, pixels, labels, size, start, target, steps)}
     def ours(way, slopes): ways.update({f"exact adjoint{way}": lambda: adjoint(slopes, *given), f"TESLA{way}": lambda: adjoint(slopes, *given, exact=False)})
     ours("", slopes_of(student_loss(logits)))
-    for precision in precisions(device) if compile else ():
+    for precision in ("float32", "bfloat16")[:1 + has_bfloat16(device)] if compile else ():  # bfloat16 where it is fast
         ours(f", compiled, {precision}", Slopes(*(recorded(function, True) for function in slopes_of(student_loss(quick, precision)))))
     return seconds_of(ways, device)
 
@@ -380,7 +376,7 @@ def bench_epoch(data, architecture, batch: int, device, together=4, compile=True
         if count == 1 and device.type == "cpu": slopes = in_pieces(slopes, rows_in_cache(architecture.width, data.size))
         return lambda: expert_epoch(slopes, weights, None, source, labels, range(count), 0, config, 0, data.name)
     ways = {"plain loop": lambda: plain_expert(network, table, labels, 1, 0.01, batch)}
-    for precision in precisions(device):
+    for precision in ("float32", "bfloat16")[:1 + has_bfloat16(device)]:
         ways |= {f"alone, {precision}": ours(1, precision), f"{together} by vmap, {precision}": ours(together, precision)}
         if compile: ways[f"alone, compiled, {precision}"] = ours(1, precision, True)
     return {name: seconds / (together if "vmap" in name else 1) for name, seconds in seconds_of(ways, device, 3).items()}
