@@ -235,7 +235,7 @@ def dated(found,    # a result
     "A result with what `make results` asks of it."
     from scdd.peers.compare import PEERS
     own = [f"scdd.experiments.{found['experiment']}"] if "experiment" in found else []
-    if "rows" in found: own.append("scdd.tables")
+    if "rows" in found: own.append("scdd.share" if "set" in found else "scdd.tables")
     return found | {"date": time.strftime("%Y-%m-%d"), "code": module_hashes("scdd.run", *own, *(f"scdd.peers.{PEERS[name][0]}" for name in peers if name in PEERS))}
 
 # %% ../nbs/practice/45_site.ipynb #aec1b86a
@@ -250,7 +250,7 @@ def keep(run,          # a finished run folder
     from scdd.recipes import from_dict
     from scdd.recover import SyntheticSet
     kept = root()/"nbs"/"experiments"/"results"
-    for kind in ("grid", "compare", "sweep", "experiment"):
+    for kind in ("grid", "compare", "sweep", "experiment", "evaluate"):
         if not (Path(run)/f"{kind}.json").is_file(): continue
         found = read_json(Path(run)/f"{kind}.json")
         found = dated(found, [row.get("images by") for row in found["rows"]])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest, torch, yaml
 from conftest import QUICK
 from torchvision.datasets import ImageFolder
+from scdd import site
 from scdd.data import load, random_rows, random_subset
 from scdd.files import UserError, read_json, write_json
 from scdd.recipes import PROTOCOLS, RECIPES, override
@@ -299,6 +300,9 @@ def test_evaluate_from_the_command_line_and_again(strangers, tmp_path, capsys, m
         assert before.items() <= row.items() and row["jpeg"]["n"] == row["set"]["n"] and (row["bytes"]["labels"] > 0) == labelled and row["bytes"]["images"] == png_bytes(load_any(strangers, load("digits")).images).sum()
         assert f"({row['jpeg images']} images)" in capsys.readouterr().out and kept["command"].endswith("--same-bytes") and "JPEG files of the same bytes" in (out/"evaluate.html").read_text(encoding="utf-8")
         assert main([*words, "--protocol", protocol]) == 0 and read_json(out/"evaluate.json") == kept   # what was asked for earlier stays
+    monkeypatch.setattr(site, "root", lambda: tmp_path); (tmp_path/"nbs/experiments/results").mkdir(parents=True)
+    site.keep(out, "bytes"); found = read_json(tmp_path/"nbs/experiments/results/bytes.json")
+    assert found["rows"] == kept["rows"] and found["date"] and {"scdd.run", "scdd.share", "scdd.train"} <= set(found["code"])
 
 def test_another_set_in_the_same_folder_is_refused(strangers, tmp_path, capsys):
     other = tmp_path/"other"; shutil.copytree(strangers, other); (other/"1"/"2.png").unlink()
