@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'WATCHED', 'DEPENDS', 'FREE', 'MEASURES', 'CAP', 'FORMAT', 'Sizes', 'sizes_of', 'Item', 'share', 'watched',
-           'pretraining', 'probing', 'recovering', 'teaching', 'kept_labels', 'label_files', 'work_of', 'shape',
-           'needed', 'Subject', 'pretraining_step', 'look', 'probe_step', 'forward', 'patches', 'compiles',
-           'recovery_step', 'student_step', 'together_of', 'label_step', 'batch_of', 'fewest', 'elapsed', 'per_step',
-           'cost_of', 'measure', 'exactly', 'fits', 'read_costs', 'seconds_of', 'planned', 'label_bytes', 'disk',
-           'table', 'held_against', 'against', 'command']
+           'pretraining', 'probing', 'recovering', 'with_family', 'kind_of', 'shared_out', 'several', 'class_targets',
+           'teaching', 'kept_labels', 'label_files', 'work_of', 'shape', 'needed', 'Subject', 'pretraining_step',
+           'look', 'probe_step', 'forward', 'patches', 'compiles', 'recovery_step', 'several_targets_step',
+           'student_step', 'together_of', 'label_step', 'batch_of', 'fewest', 'elapsed', 'per_step', 'cost_of',
+           'measure', 'exactly', 'fits', 'read_costs', 'seconds_of', 'planned', 'label_bytes', 'disk', 'table',
+           'held_against', 'against', 'command']
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00004
 import copy, functools, importlib, json, math, shlex, statistics, time
@@ -96,7 +97,32 @@ def recovering(recipe, sizes)->list:
     batches = groups * -(-each // config.batch)
     patches = min(max(config.patch_candidates, config.ipc), sizes.train // sizes.classes)
     return [*([Item("class of patches", sizes.classes, sizes.classes * patches, sizes.classes)] if config.init == "patch" else []),
-            Item("recovery step", batches * config.steps, count * config.steps, batches, 1 + (each % -(-each // config.batch) > 0))]
+            *shared_out(recipe, Item("recovery step", batches * config.steps, count * config.steps, batches, 1 + (each % -(-each // config.batch) > 0)))]
+
+def with_family(item: Item, family)->Item:
+    "The same work with a network of another family."
+    return replace(item, operation=f"{item.operation} ({family})")
+
+def kind_of(operation, recipe)->tuple:  # the kind of step, and the recipe as that network sees it
+    "What an operation's name says: `recovery step (convnet)` is a recovery step of the recipe with a ConvNet."
+    kind, _, family = operation.partition(" (")
+    return kind, replace(recipe, network=replace(recipe.network, name=family[:-1])) if family else recipe
+
+def shared_out(recipe, item: Item)->list:
+    "Recovery from several networks: one of them looks in each step, in equal parts."
+    families = recipe.extra.backbones
+    part = replace(item, steps=item.steps // (1 + len(families)), images=item.images // (1 + len(families)))
+    first = replace(item, steps=item.steps - len(families) * part.steps, images=item.images - len(families) * part.images)
+    return [first, *(with_family(part, family) for family in families)]
+
+def several(recipe)->bool:
+    "Whether recovery has more than one network or target, and so the loop of chapter 24."
+    return bool(recipe.extra.backbones or recipe.extra.category or recipe.extra.residual)
+
+def class_targets(recipe, sizes)->list:
+    "The real images of each class through every network, where their statistics are a target."
+    seen = Item("network forward", 0, sizes.train)
+    return [seen, *(with_family(seen, family) for family in recipe.extra.backbones)] if recipe.extra.category else []
 
 def teaching(operation, config, sizes, images)->list:
     "Students on so many images, and their tests."
@@ -120,7 +146,6 @@ def label_files(recipe: Recipe, sizes: Sizes)->int:
 
 def work_of(recipe: Recipe, sizes: Sizes)->dict:  # {"recover": [Item, …], …}, in the order of a run
     "All that is to be done for each result that a recipe needs."
-    if recipe.extra.backbones: raise UserError(f"--extra.backbones {' '.join(recipe.extra.backbones)}: scdd plan knows recovery from one network; leave them out")
     if recipe.peer: raise UserError(f"{recipe.name}: images by {recipe.peer.method} are not planned; scdd plan knows the recipes' own recovery")
     images = sizes.classes * recipe.recover.ipc
     listening = "soft step" if recipe.train.labels == "soft" else "replayed step"  # a teacher looks on in each step, or none does
@@ -128,9 +153,11 @@ def work_of(recipe: Recipe, sizes: Sizes)->dict:  # {"recover": [Item, …], …
     epochs, shards = kept_labels(recipe, sizes)[0], label_files(recipe, sizes)
     labels = [Item("label step", -(-images // recipe.train.batch) * epochs, images * epochs, shards)] if epochs else []
     full = [] if same else pretraining("full", "student", recipe.full, sizes, recipe.hard.students, tested=False) + [Item("student forward", 0, recipe.hard.students * sizes.test)]
-    everything = {"data": [], "pretrain/ssl": pretraining("ssl", "network", recipe.pretrain, sizes),
-                  "pretrain/supervised": pretraining("supervised", "network", recipe.supervised, sizes) + [Item("network forward", 0, sizes.test)],
-                  "align/ssl": probing(recipe, sizes), "recover": recovering(recipe, sizes),
+    networks = {"ssl": pretraining("ssl", "network", recipe.pretrain, sizes), "supervised": pretraining("supervised", "network", recipe.supervised, sizes) + [Item("network forward", 0, sizes.test)]}
+    another = networks["ssl"] + probing(recipe, sizes) if recipe.recover.teacher == "ssl" else networks["supervised"]
+    everything = {"data": [], **{f"pretrain/{kind}": items for kind, items in networks.items()}, "align/ssl": probing(recipe, sizes),
+                  **{f"pretrain/{family}": [with_family(item, family) for item in another] for family in recipe.extra.backbones},
+                  "recover": class_targets(recipe, sizes) + recovering(recipe, sizes),
                   "relabel": labels + [Item("network forward", 0, images)],
                   "train/distilled_soft": teaching("replayed step" if epochs else listening, recipe.train, sizes, images),
                   "train/distilled_hard": teaching("hard step", recipe.hard, sizes, images),
@@ -150,11 +177,13 @@ FREE = {"epochs", "learning_rate", "momentum", "weight_decay", "warmup", "label_
 
 def shape(operation: str, recipe: Recipe, sizes: Sizes)->dict:
     "What the cost of a step depends on."
+    operation, recipe = kind_of(operation, recipe)
     values = {name: value for name, value in flatten(recipe).items() if name.split(".")[0] in DEPENDS[operation] and name.split(".")[-1] not in FREE}
     averaged = {f"{part}.ema": getattr(recipe, part).ema > 0 for part in ("train", "hard") if part in DEPENDS[operation]}
     tuned = {"align.finetune": True} if recipe.align.finetune and "align" in DEPENDS[operation] else {}
+    targets = {"extra.category": recipe.extra.category > 0} if several(recipe) and operation == "recovery step" else {}
     looks = {"images looked at": list(watched(sizes, operation != "full look"))} if operation.endswith("look") else {}
-    return {"data.name": Path(recipe.data.name).name, "data.classes": sizes.classes, "channels": sizes.channels, "data.size": sizes.size} | values | averaged | tuned | looks
+    return {"data.name": Path(recipe.data.name).name, "data.classes": sizes.classes, "channels": sizes.channels, "data.size": sizes.size} | values | averaged | tuned | targets | looks
 
 def needed(recipe: Recipe, sizes: Sizes)->list:
     "The kinds of step that a recipe has."
@@ -263,19 +292,34 @@ def compiles(subject)->bool:
     "Whether a run of this recipe would compile its recovery."
     from scdd.device import can_compile
     from scdd.recover import worth_compiling
-    return can_compile() and worth_compiling(subject.network, subject.recipe.recover, subject.sizes.classes * subject.recipe.recover.ipc, subject.device)
+    return not several(subject.recipe) and can_compile() and worth_compiling(subject.network, subject.recipe.recover, subject.sizes.classes * subject.recipe.recover.ipc, subject.device)
 
 def recovery_step(subject):
     "Steps of `recover_batch`, compiled where the run would be."
     import torch
     from scdd.recover import frozen, reader, recover_batch
     config, total = subject.recipe.recover, subject.sizes.classes * subject.recipe.recover.ipc
+    if several(subject.recipe): return several_targets_step(subject)
     def make(count):
         part = config.micro_batch and min(config.micro_batch, max(1, count // 2)) if count < batch_of("recovery step", subject) else config.micro_batch
         network, read = reader(subject.network, config, total, subject.device) if count == batch_of("recovery step", subject) else frozen(subject.network, subject.device, config.precision)
         labels = torch.arange(count, device=subject.device) % subject.sizes.classes
         start = network.normalize(torch.from_numpy(subject.images(count).images).to(subject.device).float() / 255)
         return lambda steps: recover_batch(network, read, start, labels, replace(config, steps=steps, micro_batch=part))
+    return make
+
+def several_targets_step(subject):
+    "Steps of `synthesise_batch`, in which one of several networks looks."
+    import torch
+    from scdd.files import Checkpoint
+    from scdd.peers.decoupled import source_of, synthesise_batch
+    from scdd.run import with_extra
+    data, config = subject.images(2 * subject.sizes.classes), replace(with_extra(subject.recipe), residual=0.0)
+    source = source_of(subject.network, data, config, subject.device)
+    def make(count):
+        images = subject.images(count); labels = torch.from_numpy(images.labels).to(subject.device)
+        start = source.network.normalize(torch.from_numpy(images.images).to(subject.device).float() / 255)
+        return lambda steps: synthesise_batch([source], start, labels, replace(config, recover=replace(config.recover, steps=steps)), ("plan",), Checkpoint(None), {})
     return make
 
 def student_step(subject, part, labels=None, teacher=False):
@@ -317,7 +361,7 @@ MEASURES = {"ssl step": lambda s: pretraining_step(s, "network", "pretrain"), "s
 
 def batch_of(operation: str, subject: Subject)->int:
     "Images of a step in the run."
-    recipe, sizes = subject.recipe, subject.sizes
+    recipe, sizes = subject.recipe, subject.sizes; operation, _ = kind_of(operation, recipe)
     images = sizes.classes * recipe.recover.ipc
     group = recipe.recover.ipc if recipe.recover.arrange == "single" else images
     found = {"ssl step": min(recipe.pretrain.batch, sizes.train), "supervised step": min(recipe.supervised.batch, sizes.train), "full step": min(recipe.full.batch, sizes.train),
@@ -327,6 +371,7 @@ def batch_of(operation: str, subject: Subject)->int:
 
 def fewest(operation, subject)->int:
     "Images that a step can be tried with: each group of a split BatchNorm needs some."
+    operation, _ = kind_of(operation, subject.recipe)
     groups = subject.recipe.pretrain.bn_splits if operation == "ssl step" and subject.recipe.pretrain.method == "mocov2" else 4
     return groups * (2 if subject.sizes.size < 64 else 1)
 
@@ -381,15 +426,17 @@ def measure(recipe: Recipe,
     from scdd.device import peak_memory, pick
     from scdd.train import provenance
     device, began = pick(device), time.monotonic()
-    subject, costs = Subject(recipe, sizes, device), {}
+    subjects, costs = {}, {}
     for operation in needed(recipe, sizes):
+        kind, seen = kind_of(operation, recipe)
+        subject = subjects.setdefault(seen.network.name, Subject(seen, sizes, device))
         whole, own = batch_of(operation, subject), shape(operation, recipe, sizes)
-        same = next((cost for other, cost in costs.items() if other.split()[-1] == operation.split()[-1] == "look" and cost["shape"] == own), None)
-        found = same or cost_of(MEASURES[operation](subject), whole, fewest(operation, subject), device, cap, operation == "recovery step" and compiles(subject))
+        same = next((cost for other, cost in costs.items() if kind_of(other, recipe)[0].split()[-1] == kind.split()[-1] == "look" and cost["shape"] == own), None)
+        found = same or cost_of(MEASURES[kind](subject), whole, fewest(operation, subject), device, cap, kind == "recovery step" and compiles(subject))
         costs[operation] = found | {"shape": own}
         tell(f"  {operation:<18} {exactly(found['step'] + whole * found['image'])}" + (f" with {whole} images" if whole > 1 else "") + (f", from {found['images']}" if found["images"] < whole else ""))
     weigh = lambda network: sum(tensor.nbytes for tensor in network.state_dict().values())
-    return {"format": FORMAT, "recipe": recipe.name, "costs": costs, "bytes": {"network": weigh(subject.network)}, "peak_memory_bytes": peak_memory(device),
+    return {"format": FORMAT, "recipe": recipe.name, "costs": costs, "bytes": {"network": weigh(subjects[recipe.network.name].network)} | {f"network ({family})": weigh(subjects[family].network) for family in recipe.extra.backbones}, "peak_memory_bytes": peak_memory(device),
             "threads": torch.get_num_threads(), "seconds": time.monotonic() - began, "date": time.strftime("%Y-%m-%d"), "code": importlib.import_module("scdd.site").module_hashes("scdd.plan"), **provenance(device)}
 
 def exactly(seconds: float)->str:
@@ -439,7 +486,8 @@ def disk(recipe: Recipe, sizes: Sizes, costs: dict)->dict:
     "Bytes on disk, computed: decoded images, networks, distilled images (as pixels, more than their PNG files take), soft labels."
     pixels = sizes.channels * sizes.size**2
     networks = [name for name in results_of(recipe) if name.split("/")[0] in ("pretrain", "align")]
-    return {"decoded images": (sizes.train + sizes.test) * pixels if recipe.data.name != "digits" else 0, "networks": len(networks) * costs["bytes"]["network"],
+    weight = lambda name: costs["bytes"].get(f"network ({name.partition('/')[2]})", costs["bytes"]["network"])
+    return {"decoded images": (sizes.train + sizes.test) * pixels if recipe.data.name != "digits" else 0, "networks": sum(map(weight, networks)),
             "distilled images": sizes.classes * recipe.recover.ipc * pixels, "soft labels": label_bytes(recipe, sizes)}
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00024

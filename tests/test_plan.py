@@ -50,6 +50,26 @@ def test_steps_of_the_published_recipe_as_counted_by_hand():
                              "train/distilled_soft": 3 * 79 * 200, "train/distilled_hard": 3 * 20 * 300, "train/random_soft": 3 * 79 * 200, "train/random_hard": 3 * 20 * 300, "train/full_data": 0}
     assert seconds(SCDD, fake(SCDD, 0.0, 0.0, 7.0))["recover"] == 7
 
+def test_several_networks_and_class_statistics_as_counted_by_hand():
+    recipe = override(DIGITS, {"extra.backbones": ("convnet", "mobilenetv3_small_050"), "extra.category": 0.5, "recover.steps": 301})
+    assert seconds(recipe)["pretrain/convnet"] == 40 * 5 + 8 + 100 * 6 and seconds(recipe)["recover"] == 301
+    steps = {item.operation: item.steps for item in work_of(recipe, sizes_of(recipe.data))["recover"] if item.steps}
+    assert steps == {"recovery step": 101, "recovery step (convnet)": 100, "recovery step (mobilenetv3_small_050)": 100}
+    assert seconds(recipe, fake(recipe, 0.0, 1.0))["recover"] == 3 * 1297 + 301 * 100     # the real images of the classes once through each network
+    supervised = override(recipe, {"recover.teacher": "supervised"})
+    assert seconds(supervised, fake(supervised, 0.0, 1.0))["pretrain/convnet"] == seconds(DIGITS, fake(DIGITS, 0.0, 1.0))["pretrain/supervised"]
+    assert shape("recovery step (convnet)", recipe, sizes_of(recipe.data))["network.name"] == "convnet" and shape("recovery step", recipe, sizes_of(recipe.data)) != shape("recovery step", DIGITS, sizes_of(recipe.data))
+    costs = fake(recipe) | {"bytes": {"network": 1000, "network (convnet)": 10, "network (mobilenetv3_small_050)": 1}}
+    assert disk(recipe, sizes_of(recipe.data), costs)["networks"] == 2 * 1000 + 10 + 1 + (1000 if "pretrain/supervised" in work_of(recipe, sizes_of(recipe.data)) else 0)
+
+@pytest.mark.parametrize("extra", [{"extra.backbones": ("convnet",)}, {"extra.category": 0.5}, {"extra.residual": 0.5, "recover.init": "patch"}])
+def test_steps_of_the_loop_for_several_targets_are_measured(extra):
+    recipe = override(TINY_RECIPE, {"network.width": 4} | extra); sizes = sizes_of(recipe.data)
+    found = measure(recipe, sizes, "cpu", cap=0.1)
+    assert all(cost["step"] + cost["image"] > 0 for cost in found["costs"].values()) and set(found["costs"]) == set(needed(recipe, sizes))
+    if "extra.backbones" in extra: assert 0 < found["bytes"]["network (convnet)"] != found["bytes"]["network"]
+    assert "recover" in table(recipe, sizes, found)
+
 def test_devices_share_batches_and_students_and_nothing_else():
     one, shared = seconds(SCDD), seconds(SCDD, devices=8, key="shared")
     assert shared["recover"] == 7 * 1000 and shared["train/distilled_soft"] == 79 * 200 and shared["train/random_hard"] == 20 * 300
