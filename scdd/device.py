@@ -235,9 +235,17 @@ class Replayed:
         if key not in self.made: self.made[key] = recorded(Passes(self.run, self.module), inputs)
         return self.made[key](*inputs)
 
-def in_parts(run, parts):
-    "The same function, which does its batch in so many parts of one size, or of nearly one, one after another."
-    return run if parts == 1 else lambda x: torch.cat([run(part) for part in x.tensor_split(max(1, min(parts, len(x) // 2)))])
+def in_parts(module, parts):
+    "A module's forward pass in which each BatchNorm layer takes its batch in so many parts of one size, or of nearly one, one after another; every other layer takes it whole."
+    if parts == 1: return module.forward
+    forward, norms = module.forward, [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    def run(x):
+        count = max(1, min(parts, len(x) // 2))
+        for norm in norms: norm.forward = lambda x, usual=norm.forward: torch.cat([usual(part) for part in x.tensor_split(count)])
+        try: return forward(x)
+        finally:
+            for norm in norms: del norm.forward
+    return run
 
 @contextlib.contextmanager
 def replaying(device,
@@ -248,7 +256,7 @@ def replaying(device,
     if not uses_graphs(device): yield lambda: None; return
     backbones = [network.backbone for network in networks if hasattr(network, "backbone")]
     parts = parts or [1] * len(backbones)
-    made = [Replayed(in_parts(backbone.forward, count), backbone, backbone.forward) for backbone, count in zip(backbones, parts)]
+    made = [Replayed(in_parts(backbone, count), backbone, backbone.forward) for backbone, count in zip(backbones, parts)]
     for backbone, replayed, count in zip(backbones, made, parts): backbone.forward, replayed.parts = replayed, count
     def begin():
         for replayed in made: replayed.turn = 0

@@ -117,7 +117,7 @@ def test_pretraining_through_recorded_passes_is_the_same(recorder, monkeypatch, 
     from scdd.pretrain import pretrain
     from scdd.recipes import Architecture, find_recipe, with_method
     recipe = find_recipe("digits"); data = load(recipe.data, "train").subset(list(range(200)))
-    config = replace(with_method(recipe, method).pretrain, learning_rate=1e-4, epochs=2, batch=32, bn_splits=4, key_bn=key_bn, measure_every=0)
+    config = replace(with_method(recipe, method).pretrain, learning_rate=1e-5, epochs=2, batch=32, bn_splits=4, key_bn=key_bn, measure_every=0)
     again = pretrain(data, Architecture(width=4), config, device="cpu")
     assert recorder and "forward" not in vars(again.backbone)
     monkeypatch.setattr(device, "uses_graphs", lambda _: False)
@@ -186,6 +186,21 @@ def test_what_has_no_backbone_is_left_as_it_is(recorder):
     several = Averaged([build(Architecture(width=4), 3, seed, size=16, mean=(0.5,), std=(0.25,), channels=1) for seed in range(2)]).eval()
     with device.replaying("cpu", several) as begin: begin(); said = several(torch.rand(2, 1, 16, 16))
     assert said.shape == (2, 3) and not recorder
+
+
+@pytest.mark.parametrize("count, parts", [(8, 4), (13, 4), (5, 8)])
+def test_batchnorm_in_parts_is_a_pass_for_each_part(count, parts):
+    "Outputs, gradients and running statistics; 13 images are parts of 4, 3, 3 and 3, and no part of 5 is a single image."
+    from scdd.models import build
+    from scdd.recipes import Architecture
+    whole, by_part = (build(Architecture(width=4), 3, 0, size=16, mean=(0.5,), std=(0.25,), channels=1).backbone.double().train() for _ in range(2))
+    images = torch.rand(count, 1, 16, 16, dtype=torch.float64)
+    found, wanted = device.in_parts(whole, parts)(images), torch.cat([by_part(part) for part in images.tensor_split(max(1, min(parts, count // 2)))])
+    for said in found, wanted: said.square().sum().backward()
+    torch.testing.assert_close(found, wanted)
+    for (name, one), (_, other) in zip(whole.named_parameters(), by_part.named_parameters()): torch.testing.assert_close(one.grad, other.grad, msg=name)
+    for (name, one), (_, other) in zip(whole.named_buffers(), by_part.named_buffers()): torch.testing.assert_close(one, other, msg=name)
+    assert not any("forward" in vars(layer) for layer in whole.modules())   # as it was
 
 
 def test_graphs_are_refused_by_one_word(monkeypatch):
