@@ -262,7 +262,7 @@ RECIPES = {r.name: r for r in [
            Recover(steps=500, learning_rate=0.05, r_bn=1.0, bn_form="normalized", init="patch", crop_min=0.5), Relabel(teacher="supervised"),
            replace(PROTOCOLS["strong"], students=3, epochs=200), replace(PROTOCOLS["hard"], students=3, epochs=200, batch=64),
            Pretrain(method="supervised", epochs=30, batch=64, learning_rate=0.05)),
-    Recipe("cifar100-narrow", "all 100 classes of CIFAR-100, a narrow network, IPC 10: the size of the experiments on two cores", "CIFAR-100 (--data)", "97 minutes on two cores, by plan",
+    Recipe("cifar100-narrow", "all 100 classes of CIFAR-100, a narrow network, IPC 10: the size of the experiments on two cores", "CIFAR-100 (--data)", "50 to 100 minutes on two cores, by plan",
            Data("cifar100"), Architecture(width=16), Architecture(width=16),
            Pretrain("mocov2", 30, 256, learning_rate=0.06), Pretrain(method="supervised", epochs=20, batch=128, learning_rate=0.1),
            Align(epochs=50, optimizer="adamw", learning_rate=0.05, schedule="cosine", augment=False),
