@@ -83,7 +83,7 @@ def tensor_file(path):
     if not path.is_file(): raise UserError(f"{path}: there is no such file")
     try:
         with safe_open(path, "pt") as file: yield file
-    except SafetensorError as error: raise UserError(f"{path}: not readable as safetensors ({error}); it was cut short: delete it and run again") from None
+    except SafetensorError as error: raise UserError(f"{path}: not readable as safetensors ({error}); it was cut short or is a file of another kind: name the right one, or delete it and run again") from None
 
 # %% ../nbs/pipeline/00_files.ipynb #4d5f6f5c
 class Checkpoint:
