@@ -109,15 +109,15 @@ def test_a_pass_is_recorded_when_it_comes_again(recorder):
     assert {key[0] for key in replayed.made} == {0, 1}
 
 
-@pytest.mark.parametrize("method, key_bn", [("supervised", "plain"), ("mocov2", "shuffle"), ("mocov2", "split"), ("mocov2", "plain"), ("mocov3", "plain"), ("swav", "plain")])
-def test_pretraining_through_recorded_passes_is_the_same(recorder, monkeypatch, method, key_bn):
+@pytest.mark.parametrize("method, key_bn, rate, within", [("supervised", "plain", 1e-4, 0.01), ("mocov2", "shuffle", 1e-5, 0.005), ("mocov2", "split", 1e-4, 0.01), ("mocov2", "plain", 1e-4, 0.01), ("mocov3", "plain", 1e-4, 0.01), ("swav", "plain", 1e-4, 0.01)])
+def test_pretraining_through_recorded_passes_is_the_same(recorder, monkeypatch, method, key_bn, rate, within):
     from dataclasses import replace
     from scdd.data import load
     from scdd.models import build
     from scdd.pretrain import pretrain
     from scdd.recipes import Architecture, find_recipe, with_method
     recipe = find_recipe("digits"); data = load(recipe.data, "train").subset(list(range(200)))
-    config = replace(with_method(recipe, method).pretrain, learning_rate=1e-5, epochs=2, batch=32, bn_splits=4, key_bn=key_bn, measure_every=0)
+    config = replace(with_method(recipe, method).pretrain, learning_rate=rate, epochs=2, batch=32, bn_splits=4, key_bn=key_bn, measure_every=0)
     again = pretrain(data, Architecture(width=4), config, device="cpu")
     assert recorder and "forward" not in vars(again.backbone)
     monkeypatch.setattr(device, "uses_graphs", lambda _: False)
@@ -125,7 +125,7 @@ def test_pretraining_through_recorded_passes_is_the_same(recorder, monkeypatch, 
     begun = build(Architecture(width=4), data, 0).state_dict()
     for name, value in plain.state_dict().items():   # small steps, for large ones amplify what is rounded otherwise; so what is compared is how far each tensor has come
         apart, moved = ((value.double() - other.double()).abs().max() for other in (again.state_dict()[name], begun[name]))
-        assert apart <= 0.01 * moved + 1e-8, name
+        assert apart <= within * moved + 1e-8, name
 
 
 def test_students_through_recorded_passes_are_the_same(recorder, monkeypatch):
