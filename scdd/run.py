@@ -17,7 +17,7 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'SHARED', 'ENDED', 'BATCHES', 'plan',
 import contextlib, functools, hashlib, json, os, re, shlex, shutil, signal, sys, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from .files import UserError, nearest, read_json, remove, write_json, writing
+from .files import UserError, as_typed, nearest, read_json, remove, write_json, writing
 from .recipes import RECIPES, Extra, Peer, Recipe, check, difference, find_recipe, flatten, from_dict, lasting
 from .peers.compare import DECOUPLED
 
@@ -383,9 +383,10 @@ def splits(peer)->bool:
 
 def make_peer(work, folder, kept):
     "Chapters 20 to 24: the images of another method."
-    from scdd.peers.compare import distil, find_peer, network_seconds
+    from scdd.peers.compare import distil, find_peer, network_seconds, unpublished
     recipe, peer = work.recipe, work.recipe.peer
     config = from_dict(peer.config, find_peer(peer.method)[1])
+    if words := unpublished(peer.method, recipe): say(words)
     leader = work.network(TEACHER["supervised"]) if borrowed(recipe) == TEACHER["supervised"] else None
     made = distil(peer.method, work.train, recipe.recover.ipc, config, work.seed, work.device, kept, peer.teacher, leader)
     if made is None: return {}, ""
@@ -544,20 +545,20 @@ def check_batches(work):
 def preview(work):
     "Fail early: a missing data set, fewer images in a class than are asked for, or a network that cannot be recovered from."
     recipe, peer = work.recipe, work.recipe.peer
-    try:
+    with as_typed({"--ipc": "--recover.ipc"}):
         work.random(work.seed), work.test
         check_batches(work)
         check_students(work)
         if peer is None: return check_networks(work)
         from scdd.peers.compare import check_peer, find_peer
         check_peer(peer.method, work.train, recipe.recover.ipc, from_dict(peer.config, find_peer(peer.method)[1]), peer.teacher)
-    except UserError as error: raise UserError(str(error).replace("--ipc", "--recover.ipc")) from None
 
 def check_students(work):
     "Refuse a student that cannot be built for these images, or one that would see its images one by one and needs several at once."
     from scdd.models import bn_layers, build
     recipe = work.recipe
-    if not bn_layers(student := build(recipe.student, work.train, 0)): return
+    with as_typed({"network.": "--student."}): student = build(recipe.student, work.train, 0)
+    if not bn_layers(student): return
     if len(work.train.classes) * recipe.recover.ipc == 1: raise UserError("--recover.ipc 1: one image alone cannot train a network with BatchNorm, which needs at least two; give more images or more classes")
     check_lone(student, {"train": recipe.train, "hard": recipe.hard})
 
@@ -571,11 +572,12 @@ def check_networks(work):
     "Refuse a network without BatchNorm, and additions that recovery cannot have."
     from scdd.models import build, require_batchnorm
     recipe = work.recipe
-    for name in (recipe.network.name, *recipe.extra.backbones): require_batchnorm(build(replace(recipe.network, name=name), work.train, 0), "recover")
+    with as_typed({"network.": "--network."}): networks = [build(recipe.network, work.train, 0)]
+    with as_typed({"network.name": "--extra.backbones"}): networks += [build(replace(recipe.network, name=name), work.train, 0) for name in recipe.extra.backbones]
+    for network in networks: require_batchnorm(network, "recover")
     if recipe.extra == Extra(): return
     from scdd.peers.decoupled import check_config
-    try: check_config(with_extra(recipe), 1 + len(recipe.extra.backbones))
-    except UserError as error: raise UserError(str(error).replace("--config.recover.", "--recover.").replace("--config.", "--extra.")) from None
+    with as_typed({"--config.recover.": "--recover.", "--config.": "--extra."}): check_config(with_extra(recipe), 1 + len(recipe.extra.backbones))
 
 def complete(work, names, reuse=()):
     "Make what is missing of these results; their facts."

@@ -76,9 +76,9 @@ def swept(recipe, axes, seed)->str:
 
 # %% ../nbs/pipeline/11b_tables.ipynb #50bc92b9
 def cells_of(rows)->tuple:  # head and rows of text
-    "A table of words: what is text comes first, then the accuracies, then the other numbers; a row may lack some."
+    "A table of words: what is text comes first, then the accuracies, then the other numbers; a row may lack some, and its values (of a method) are no column."
     from scdd.train import KINDS
-    known = {name: row[name] for row in rows for name in row if name not in ("cell", "commit") and row[name] is not None}
+    known = {name: row[name] for row in rows for name in row if name not in ("cell", "commit", "values") and row[name] is not None}
     of_kind = lambda *kinds: [name for name in dict.fromkeys((*FIGURES, *(name for row in rows for name in row))) if isinstance(known.get(name), kinds)]
     words, accuracies, numbers = of_kind(str), of_kind(dict), of_kind(int, float)
     written = lambda row, names, text: ["" if row.get(name) is None else text(row[name]) for name in names]
@@ -142,6 +142,7 @@ def compare(recipe,       # gives the data, the images per class, the students a
     from scdd.train import Report
     folder, rows = Path(out or Path("runs")/f"{recipe.name}-compare"), []
     names = ["scdd", *(check_method(name) for name in methods or PEERS)]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]: raise UserError(f"--methods {' '.join(methods)}: {twice[0]} is named twice; name each method once")
     if is_first(): prepare(folder, recipe, data, device, seed)
     for turn, stage in enumerate(("pretrain", "align")):  # the networks first, so that the memory of recovery is its own
         if any(name.startswith(f"{stage}/") and not (folder/"scdd"/name/"stage.json").is_file() for name in plan(recipe)):
@@ -169,8 +170,8 @@ def apart(words: list, turn=0):
 def compare_row(name, folder, recipe, report)->dict:
     "A method as a flat row: who made the images, how good they are, and what they cost."
     made, before = read_json(folder/"recover"/"stage.json"), behind(plan(recipe), plan(recipe)["recover"][0])
-    networks = sum(report.seconds[other] for other in before) + made.get("network_seconds", 0.0)
-    return {"cell": name, "images by": name, **{figure: report.accuracy[figure] for figure in FIGURES}, "seconds": made["seconds"] - made.get("network_seconds", 0.0),
+    networks = sum(report.seconds[other] for other in before if other != "data") + made.get("network_seconds", 0.0)
+    return {"cell": name, "images by": name, **({"values": recipe.peer.config} if recipe.peer else {}), **{figure: report.accuracy[figure] for figure in FIGURES}, "seconds": made["seconds"] - made.get("network_seconds", 0.0),
             "seconds of networks": networks, "peak MB": made["peak_memory_bytes"] / 1e6, "kB of images": report.bytes["distilled images"] / 1e3, "kB of soft labels": (report.bytes["soft labels on disk"] or if_stored(recipe, read_json(folder/"data"/"stage.json"))) / 1e3, "commit": report.commit}
 
 def if_stored(recipe, about)->int:  # about: what a run noted of its data

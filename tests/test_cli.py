@@ -72,7 +72,7 @@ def test_recipes_are_listed(capsys):
     (["experiment", "search", "digits", "--train.batch", "32"], "--train.batch: is set by the experiment search itself, each value in its turn; leave it out"),
     (["experiment", "backbones", "digits", "--network.name", "resnet34"], "--network.name: is set by the experiment backbones itself"),
     (["run", "digits", "--train.batch", "1", "--out", "never"], "--train.batch 1: one image alone cannot train a network with BatchNorm, which needs at least two at once; give 2 or more"),
-    (["distill", "random", "digits", "--student.name", "resnet99", "--out", "never"], "network.name resnet99: there is no such network"),
+    (["distill", "random", "digits", "--student.name", "resnet99", "--out", "never"], "--student.name resnet99: there is no such network"),
     (["run", "digits", "--device", "cpu:x"], "--device cpu:x: a device's number is a whole number, such as cpu:0"),
     (["sweep"], "scdd sweep needs the name of a recipe"),
     (["sweep", "digits"], "scdd sweep digits needs an option and its values, such as recover.r_bn 0 1 10"),
@@ -93,6 +93,8 @@ def test_recipes_are_listed(capsys):
     (["experiment", "uses", "digits", "--trials", "3"], "--trials: uses tries no settings"),
     (["experiment", "search", "digits", "--trials", "-1"], "--trials -1: must be 0 or more"),
     (["compare", "digits", "--methods", "dmm"], "dmm: there is no such method; did you mean 'dm'?"),
+    (["compare", "digits", "--methods", "dm", "herding", "dm"], "--methods dm herding dm: dm is named twice"),
+    (["run", "digits", "--extra.backbones", "nonet", "--out", "never"], "--extra.backbones nonet: there is no such network"),
 ])
 def test_mistakes_get_one_line_and_exit_code_2(words, said, capsys):
     assert main(words) == 2

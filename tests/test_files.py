@@ -2,7 +2,7 @@
 import errno, os
 import pytest, torch
 from scdd import files
-from scdd.files import Checkpoint, UserError, nearest, read_json, read_tensors, write_json, write_tensors, writing
+from scdd.files import Checkpoint, UserError, as_typed, nearest, read_json, read_tensors, write_json, write_tensors, writing
 
 def test_writing_is_all_or_nothing(tmp_path):
     target = tmp_path/"a"/"value.json"; write_json(target, {"x": 1})
@@ -47,5 +47,11 @@ def test_checkpoint_never_unpickles_code(tmp_path):
     (tmp_path/"checkpoint.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UserError): Checkpoint(tmp_path).load()
     assert not (tmp_path/"owned").exists()
+
+def test_a_refusal_names_options_as_they_were_typed():
+    with pytest.raises(UserError, match="^--recover.steps 0: needs --extra.residual$"):
+        with as_typed({"--config.recover.": "--recover.", "--config.": "--extra."}): raise UserError("--config.recover.steps 0: needs --config.residual")
+    with pytest.raises(KeyError, match="--config"):  # anything else is left alone
+        with as_typed({"--config": "--extra"}): raise KeyError("--config")
 
 def test_nearest(): assert "cifar100" in nearest("cifar10O", ["digits", "cifar100"])

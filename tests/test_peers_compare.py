@@ -5,7 +5,7 @@ import pytest
 from scdd.data import load
 from scdd.files import UserError
 from scdd.peers import coresets, decoupled
-from scdd.peers.compare import DECOUPLED, PEERS, SHARED, SMALL, TWO_CORES, about_peers, changed, check_peer, distil, family, find_peer, network_seconds, usual
+from scdd.peers.compare import DECOUPLED, PEERS, SHARED, SMALL, TWO_CORES, about_peers, changed, check_peer, distil, family, find_peer, network_seconds, unpublished, usual
 from scdd.recipes import RECIPES, Data
 
 DIGITS = RECIPES["digits"]
@@ -31,7 +31,9 @@ def test_published_values_are_those_of_the_papers():
     assert usual("mtt", replace(RECIPES["cifar100-scdd"], recover=replace(RECIPES["cifar100-scdd"].recover, ipc=1))).zca
     assert usual("mtt", RECIPES["cifar100-scdd"]).batch == 125 and usual("dm", RECIPES["cifar100-scdd"]).iterations == 20000 and usual("dc", RECIPES["cifar100-scdd"]).network.width == 128
     assert usual("sre2l", RECIPES["imagenet1k-scdd"]).recover.steps == 4000
-    assert usual("mtt", replace(RECIPES["cifar100-scdd"], data=Data("other"))) == find_peer("mtt")[1]()  # none known: the defaults
+    other = replace(RECIPES["cifar100-scdd"], data=Data("other"))
+    assert usual("mtt", other) == find_peer("mtt")[1]() and unpublished("mtt", other).startswith("mtt: no values were published for other at IPC 50")  # the defaults, and a word about it
+    assert not any(unpublished(method, RECIPES["cifar100-scdd"]) for method in PEERS) and not unpublished("mtt", DIGITS) and not unpublished("dm", other)
 
 def test_changed_reaches_into_parts():
     config = changed(usual("mtt", DIGITS), {"experts.count": 3, "network.width": 8, "steps": 2})
@@ -46,7 +48,7 @@ def test_nonsense_is_refused_before_any_work(method, values, ipc, words):
 
 @pytest.mark.parametrize("method, values, words", [
     ("mtt", {"network.name": "resnet18", "network.norm": "batch"}, "--config.network.norm: resnet18 has BatchNorm"), ("cafe", {"network.name": "mobilenetv3_small_050"}, "--config.network.name mobilenetv3_small_050: CAFE"),
-    ("sre2l", {"network.name": "convnet", "network.norm": "instance"}, "sre2l: convnet has no BatchNorm layers"), ("dc", {"network.name": "convnett"}, "network.name convnett"), ("edc", {"backbones": ("nonet",)}, "network.name nonet")])
+    ("sre2l", {"network.name": "convnet", "network.norm": "instance"}, "sre2l: convnet has no BatchNorm layers"), ("dc", {"network.name": "convnett"}, "--config.network.name convnett: there is no such network"), ("edc", {"backbones": ("nonet",)}, "--config.backbones nonet: there is no such network")])
 def test_a_network_that_a_method_cannot_use_is_refused_before_any_work(method, values, words):
     with pytest.raises(UserError) as error: check_peer(method, load("digits"), 1, changed(usual(method, DIGITS), values))
     assert str(error.value).startswith(words) and "\n" not in str(error.value)

@@ -8,8 +8,8 @@ from scdd.files import Checkpoint, UserError, read_tensors
 from scdd.models import build
 from scdd.peers import trajectories as module
 from scdd.peers.coresets import normalised
-from scdd.peers.trajectories import (Alive, Experts, MTT, PUBLISHED, TESLA, View, adjoint, as_function, as_whitened, check_zca, draw_views, final_labels, fit_zca, flat,
-                                     missing_way, mtt, published, slopes_of, student_loss, tesla, train_experts, unrolled, unwhiten, whiten)
+from scdd.peers.trajectories import (Alive, Experts, MTT, PUBLISHED, TESLA, View, adjoint, as_function, as_whitened, check_origin, check_zca, draw_views, final_labels, fit_zca, flat,
+                                     missing_way, mtt, origin_of, published, slopes_of, student_loss, tesla, train_experts, unrolled, unwhiten, whiten)
 from scdd.recipes import Architecture
 from scdd.recover import SyntheticSet
 
@@ -188,6 +188,11 @@ def test_zca_without_inverse_is_refused(train):
     transform = fit_zca(train); transform.pop("inverse")
     with pytest.raises(UserError, match="inverse"): check_zca(transform)
     with pytest.raises(UserError, match="inverse"): unwhiten(torch.zeros(1, 1, 16, 16), transform)
+
+def test_experts_under_another_whitening_are_refused_with_round_numbers(train, tmp_path):
+    transform = fit_zca(train, 0.1); told = origin_of(train, Architecture("convnet", 8, norm="instance"), Experts(), 0, transform)
+    check_origin(tmp_path, told)
+    with pytest.raises(UserError, match="made with zca 0.1, and 0.2 is wanted"): check_origin(tmp_path, told | {"zca": 0.2})
 
 def test_zca_of_large_images_is_refused():
     with pytest.raises(UserError, match="--config.zca"): fit_zca(made(2, 1, 3, 80, 80))

@@ -12,7 +12,7 @@ from scdd.files import UserError, read_json, write_json
 from scdd.peers.compare import PEERS, changed, usual
 from scdd.recipes import Architecture, DIGIT_VALUES, GRID, RECIPES, flatten, from_dict, grid_recipes, override
 from scdd.recover import SyntheticSet
-from scdd.train import train_student
+from scdd.train import Report, train_student
 from scdd.run import behind, claim, elsewhere, key, locked, plan, run, typed, with_peer
 from scdd.tables import EXPERIMENTS, caption, sweep
 from scdd.cli import axes_of, main, parse, show
@@ -462,7 +462,10 @@ def test_compare_makes_one_row_for_each_method(ours, tmp_path, monkeypatch, caps
     assert [row["images by"] for row in found["rows"]] == ["scdd", "random", "cafe"] and found["command"].endswith("--methods random cafe") and "commit" in found
     assert len({json.dumps(row["random_hard"]) for row in found["rows"]}) == 1 and all(row["peak MB"] > 0 and row["kB of images"] > 0 for row in found["rows"])
     assert len({row["kB of soft labels"] for row in found["rows"]}) == 1 and found["rows"][0]["kB of soft labels"] > 0   # made while students train, and weighed as if they were stored
+    report = Report.load(tmp_path/"all/random"); slow = replace(report, seconds=report.seconds | {"data": 9.0})
+    assert tables.compare_row("random", tmp_path/"all/random", with_peer(parse("compare", words[1:])[0], "random"), slow)["seconds of networks"] == 0  # to read the images is no network
     assert found["rows"][0]["seconds of networks"] > 0 == found["rows"][1]["seconds of networks"]
+    assert "values" not in found["rows"][0] and found["rows"][2]["values"] == with_peer(parse("compare", words[1:])[0], "cafe").peer.config  # what the method was told
     capsys.readouterr()
     assert main(words) == 0 and "| cafe |" in (out := capsys.readouterr().out) and "taken from" not in out  # nothing is made again
     assert "| random |" in show(tmp_path/"all") and ">cafe<" in (tmp_path/"all/compare.html").read_text()

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PEERS', 'DECOUPLED', 'QUICK', 'JUDGE', 'EXPERTS', 'STRETCH', 'TWO_CORES', 'MORE', 'SMALL', 'SHARED', 'check_method',
-           'find_peer', 'about_peers', 'changed', 'usual', 'published_for', 'followed', 'distil', 'check_peer',
-           'check_networks', 'family', 'network_seconds']
+           'find_peer', 'about_peers', 'changed', 'usual', 'published_for', 'unpublished', 'followed', 'distil',
+           'check_peer', 'check_networks', 'family', 'network_seconds']
 
 # %% ../../nbs/peers/25_compare.ipynb #055bfa71
 import importlib
 from dataclasses import replace
 from pathlib import Path
-from ..files import UserError, nearest
+from ..files import UserError, as_typed, nearest
 from ..recipes import Architecture, Recipe, check_values
 
 # %% ../../nbs/peers/25_compare.ipynb #1602c93e
@@ -69,7 +69,7 @@ TWO_CORES = {  # method: what differs from its defaults in the recipe digits
     "gvbsm": {"backbones": ("convnet",), "densify": 1e-3}, "edc": {"backbones": ("convnet",)},
 }
 MORE = {"dc": {"iterations": 100}, "dsa": {"iterations": 100}, "mtt": {"iterations": 300, "experts.count": 10, "step_rate": 1e-4}, "tesla": {"iterations": 300, "experts.count": 10, "step_rate": 1e-4}}
-SMALL = {"digits": TWO_CORES, "cifar100-mini": TWO_CORES | {method: TWO_CORES[method] | values for method, values in MORE.items()}}  # recipe: values of its methods
+SMALL = {"digits": TWO_CORES | {"mtt": TWO_CORES["mtt"] | {"gradient": "unrolled"}}, "cifar100-mini": TWO_CORES | {method: TWO_CORES[method] | values for method, values in MORE.items()}}  # recipe: values of its methods
 
 def changed(config, values: dict):  # {"network.width": 32, …}
     "The same configuration with some values changed, by their full names."
@@ -95,12 +95,17 @@ def usual(method: str,     # one of PEERS
 
 def published_for(method, recipe):
     "The published values for the recipe's data and number of images; the defaults where there are none."
-    kind = find_peer(method)[1]
-    module = importlib.import_module(f"scdd.peers.{PEERS[method][0]}")
+    kind, module = find_peer(method)[1], importlib.import_module(f"scdd.peers.{PEERS[method][0]}")
     if method in DECOUPLED: return module.published(method, recipe.data.name)
-    if method not in ("mtt", "tesla") or recipe.name in SMALL: return kind()
-    try: return module.published(method, recipe.data.name, recipe.recover.ipc)
-    except UserError: return kind()
+    if PEERS[method][0] != "trajectories" or recipe.name in SMALL or unpublished(method, recipe): return kind()
+    return module.published(method, recipe.data.name, recipe.recover.ipc)
+
+def unpublished(method, recipe)->str:
+    "A line for whoever takes the defaults of a method whose values go by data set and number of images, and there are none for these; else empty."
+    if PEERS[method][0] != "trajectories" or recipe.name in SMALL: return ""
+    try: importlib.import_module("scdd.peers.trajectories").published(method, recipe.data.name, recipe.recover.ipc)
+    except UserError as error: return f"{error}; what is not given is as in scdd.peers.trajectories.{PEERS[method][1]}()"
+    return ""
 
 def followed(method, recipe)->set:
     "The options of the recipe's own recovery that a method's values follow."
@@ -144,8 +149,10 @@ def check_networks(method: str, data, config, teacher=None):
     "Refuse a network that the method cannot use: an unknown one, one without BatchNorm for recovery, one whose layers CAFE does not know."
     from scdd.models import build, load_network, require_batchnorm
     module = importlib.import_module(f"scdd.peers.{PEERS[method][0]}")
-    wanted = [config.network, *(replace(config.network, name=name) for name in getattr(config, "backbones", ()))] if hasattr(config, "network") and not teacher else []
-    for network in [build(one, data, 0) for one in wanted] + ([load_network(teacher, list(data.classes))] if teacher else []):
+    networks, own = [load_network(teacher, list(data.classes))] if teacher else [], hasattr(config, "network") and not teacher
+    with as_typed({"network.": "--network." if method in DECOUPLED else "--config.network."}): networks += [build(config.network, data, 0)] if own else []
+    with as_typed({"network.name": "--config.backbones"}): networks += [build(replace(config.network, name=name), data, 0) for name in getattr(config, "backbones", ()) if own]
+    for network in networks:
         if PEERS[method][0] == "trajectories": module.check_network(network)
         if method == "cafe": module.tapped(network)
         if hasattr(config, "recover"): require_batchnorm(network, method)

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from ..data import ImageData, batches, to_device
 from ..device import autocast, can_compile, generator, has_bfloat16, pick, seed_of, with_fallback
-from ..files import Checkpoint, UserError, progress, read_about, read_json, remove, write_json, write_tensors
+from ..files import Checkpoint, UserError, as_typed, progress, read_about, read_json, remove, write_json, write_tensors
 from ..processes import everyone, from_first, mine, rank, ranks
 from ..models import Network, build, essential
 from .coresets import as_set, check_ipc, normalised, pixels_of, start_images
@@ -161,9 +161,9 @@ def check_origin(folder: Path, wanted: dict):
     "Refuse a folder of experts that were made otherwise; start one where there is none."
     path = folder/"experts.json"
     if not path.exists(): return write_json(path, {"format": "scdd experts 1", "origin": wanted})
-    found = read_json(path).get("origin", {})
+    found, short = read_json(path).get("origin", {}), lambda value: f"{value:g}" if isinstance(value, float) else value
     for name, value in wanted.items():
-        if found.get(name) != value: raise UserError(f"{folder}: these experts were made with {name} {found.get(name)}, and {value} is wanted; give another --config.folder, or delete this one")
+        if found.get(name) != value: raise UserError(f"{folder}: these experts were made with {name} {short(found.get(name))}, and {short(value)} is wanted; give another --config.folder, or delete this one")
 
 class Buffer(NamedTuple):
     "A folder of expert trajectories."
@@ -527,8 +527,7 @@ def check_match(data: ImageData, ipc: int, config: MTT):
     needed = config.starts - 1 + config.ahead
     if needed > config.experts.epochs: raise UserError(f"--config.experts.epochs {config.experts.epochs}: a start at epoch {config.starts - 1} and a target {config.ahead} epochs ahead need {needed}; give more, or lower --config.starts")
     if config.folder and Path(config.folder).exists() and not Path(config.folder).is_dir(): raise UserError(f"--config.folder {config.folder}: is a file; name a folder for the experts")
-    try: draw_siamese(generator("cpu", 0), config.experts.augment, "any")
-    except UserError as error: raise UserError(str(error).replace("--config.augment", "--config.experts.augment")) from None
+    with as_typed({"--config.augment": "--config.experts.augment"}): draw_siamese(generator("cpu", 0), config.experts.augment, "any")
     if config.step_size <= 0: raise UserError(f"--config.step_size {config.step_size:g}: must be above 0")
     if config.zca and config.clip == "always": raise UserError("--config.clip always: whitened images have no range to be clipped to; give --config.clip end, or no --config.zca")
 
