@@ -286,6 +286,7 @@ def recipe_of(recipe: dict, row: dict)->dict:
 
 def measured(name: str, found: dict)->list:  # of (recipe, accuracies, minutes, command)
     "What a result file has for the front page."
+    from scdd.tables import SECONDS
     if name == "cifar100-full":  # single students of two kinds of runs: the last learning rate of each figure
         from scdd.recipes import RECIPES
         recipe, last = asdict(RECIPES["cifar100-scdd"]), {row["figure"]: row for row in found["rows"] if "schedule_epochs None" not in row["command"]}
@@ -296,19 +297,19 @@ def measured(name: str, found: dict)->list:  # of (recipe, accuracies, minutes, 
         from scdd.recipes import from_dict
         table = cells(beginning(from_dict({name: value for name, value in found["recipe"].items() if name != "seed"})))
         return [(asdict(table[row["cell"]][1]), row, None, found["command"]) for row in found["rows"] if row["kind"] == "together"]
-    if name in SWEPT: return [(recipe_of(found["recipe"], row), row, None, found["command"]) for row in found["rows"]]
+    if name in SWEPT: return [(recipe_of(found["recipe"], row), row, row[SECONDS] / 60 if SECONDS in row else None, found["command"]) for row in found["rows"]]
     if "accuracy" not in found or found["recipe"]["data"].get("held_out"): return []
     return [(found["recipe"], found["accuracy"], None if found.get("paused") else sum(found["seconds"].values()) / 60, found["command"])]
 
 def results_table()->str:
     "The results in nbs/experiments/results/ as a Markdown table."
-    from scdd.beside import TRAINED, data_name
+    from scdd.beside import TRAINED, data_name, start_of
     from scdd.files import read_json
     rows = {}
     for path in sorted((root()/"nbs"/"experiments"/"results").glob("*.json")):
         found = read_json(path)
         for recipe, accuracy, minutes, command in measured(path.stem, found):
-            maker = (recipe.get("peer") or {}).get("method") or f"{TRAINED[recipe['recover']['teacher']](recipe)} ({recipe['recover']['init']})"
+            maker = (recipe.get("peer") or {}).get("method") or f"{TRAINED[recipe['recover']['teacher']](recipe)} ({start_of(recipe)})"
             network, train = recipe["network"], recipe["train"]
             row = (data_name(recipe), f"{network['name']} × {network['width']}", recipe["recover"]["ipc"], maker, TRAINED[recipe["relabel"]["teacher"]](recipe),
                    f"{train['epochs']}, {train['mix']}, {train['crop']}", *(percent(accuracy[name]) for name in COLUMNS), found["device"])
@@ -331,7 +332,8 @@ def compare_table(name="digits-compare")->str:
 BENCHES = ("scdd.bench", "scdd.peers.distributions", "scdd.peers.trajectories")  # modules that time themselves
 
 def results()->str:
-    "Every kept result: its command, commit and day, and which of the modules behind it have changed since."
+    "Every kept result: its command, commit, day and age, and which of the modules behind it have changed since."
+    from datetime import date
     from scdd.files import read_json
     rows = []
     for path in sorted((root()/"nbs"/"experiments"/"results").glob("*.json")):
@@ -339,7 +341,9 @@ def results()->str:
         if "code" not in found: continue                                # seconds of the lessons: no figure of an experiment
         if isinstance(code, str): changed = [] if code in [code_hash(module) for module in BENCHES] else [" or ".join(BENCHES)]
         else: changed = [name.removeprefix("scdd.") for name, digits in code.items() if not importlib.util.find_spec(name) or module_hashes(name)[name] != digits]
-        rows.append(f"{path.stem}\n    {found.get('command') or found.get('what') or f'scdd {path.stem}'}\n    commit {found.get('commit')}, {found.get('date', 'no day')}; " + (f"changed since: {', '.join(changed)}" if changed else "from the code as it stands"))
+        days = (date.today() - date.fromisoformat(found["date"])).days if "date" in found else None
+        age = "no day" if days is None else f"{found['date']}, {days} day{'' if days == 1 else 's'} ago"
+        rows.append(f"{path.stem}\n    {found.get('command') or found.get('what') or f'scdd {path.stem}'}\n    commit {found.get('commit')}, {age}; " + (f"changed since: {', '.join(changed)}" if changed else "from the code as it stands"))
     return "\n".join(rows)
 
 # %% ../nbs/practice/45_site.ipynb #6fdcbdc0

@@ -24,3 +24,10 @@ def test_hard_labels_alone_are_results_too(tmp_path):
     write_json(tmp_path/"one.json", found)
     rows = results(tmp_path)
     assert len(rows) == len(found["rows"]) and {row["labels"] for row in rows} == {"hard"}
+
+def test_who_made_the_images_says_what_was_done_to_the_network_and_added_to_recovery(tmp_path):
+    found = read_json(KEPT/"cifar100-narrow.json")
+    found["recipe"]["align"]["finetune"] = 0.01; found["recipe"]["relabel"]["teacher"] = "ssl"; found["recipe"]["extra"] |= {"residual": 0.5, "backbones": ["convnet"]}
+    write_json(tmp_path/"one.json", found)
+    assert {row["images by"] for row in results(tmp_path)} == {"scdd (mocov2, fine-tuned, patch, patches again, several networks)"}
+    assert [row["labels by"] for row in results(tmp_path)] == ["mocov2, fine-tuned", "none"]

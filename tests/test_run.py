@@ -233,6 +233,9 @@ def test_a_sweep_makes_nothing_twice_and_goes_on(straw, tmp_path, capsys):
     found = read_json(tmp_path/"sweep.json")
     assert [(row["recover.r_bn"], row["recover.init"]) for row in found["rows"]] == [("0.0", "noise"), ("0.0", "patch"), ("1.0", "noise"), ("1.0", "patch")]
     assert found["command"] == "scdd sweep digits recover.r_bn 0.0 1.0 recover.init noise patch --data.classes 3 --recover.ipc 2"
+    for row in found["rows"]:
+        alone = read_json(tmp_path/"sweep"/row["cell"]/"report.json")
+        assert row[tables.SECONDS] == round(sum(alone["seconds"].values()), 1) and row["teachers"] == alone["teachers"]  # what each run is by itself
     assert "| 1.0 | patch | 50.0 |" in show(tmp_path) and "| 1.0 | patch | 50.0 |" in capsys.readouterr().out
     made = len(straw.made); assert main([*found["command"].split()[1:], "--out", str(tmp_path)]) == 0 and len(straw.made) == made   # the stored command is the same sweep
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest, yaml
 from conftest import ROOT
 from scdd import pages, site
+from scdd.files import write_json
 
 NOTEBOOKS = [path.relative_to(ROOT/"nbs").with_suffix("").as_posix() for path in site.notebooks()]
 
@@ -163,6 +164,15 @@ def test_every_result_says_where_it_is_from():
     for path in (site.root()/"nbs"/"experiments"/"results").glob("*.json"):
         found = json.loads(path.read_text())
         assert "code" not in found or (found.get("command") or found.get("what")) and found["commit"] and re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"]), path.name
+
+def test_results_tell_age_and_the_modules_that_changed_since(tmp_path, monkeypatch):
+    kept = tmp_path/"nbs/experiments/results"; kept.mkdir(parents=True)
+    now = site.module_hashes("scdd.bn"); today = time.strftime("%Y-%m-%d")
+    write_json(kept/"same.json", {"command": "scdd run one", "commit": "abc", "date": today, "code": now})
+    write_json(kept/"other.json", {"command": "scdd run two", "commit": "abc", "date": "2026-01-01", "code": now | {"scdd.models": "00000000"}})
+    monkeypatch.setattr(site, "root", lambda: tmp_path)
+    other, same = site.results().split("same\n")
+    assert same.endswith(f"commit abc, {today}, 0 days ago; from the code as it stands") and "days ago; changed since: models\n" in other and "scdd run two" in other
 
 def test_new_results_are_shown(monkeypatch):
     "What a notebook shows of kept results is not held against new ones; what shows none is left alone."
