@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from .files import UserError, read_json, write_json
 from .recipes import Data, Recipe, flatten, from_dict
-from .run import duration, say, plan as results_of
+from .run import built, duration, further, say, plan as results_of
 from .cli import parse
 
 # %% ../nbs/practice/42b_plan.ipynb #42b00007
@@ -208,8 +208,7 @@ class Subject:
     def built(self, part):
         "The network or the student, with random weights."
         import torch
-        from scdd.models import build
-        return build(getattr(self.recipe, part), self.images(2), 0).to(self.device, memory_format=torch.channels_last).eval()
+        return built(self.recipe, part, self.images(2)).to(self.device, memory_format=torch.channels_last).eval()
     @functools.cached_property
     def network(self): return self.built("network")
     @functools.cached_property
@@ -426,7 +425,8 @@ def measure(recipe: Recipe,
     from scdd.device import peak_memory, pick
     from scdd.train import provenance
     device, began = pick(device), time.monotonic()
-    subjects, costs = {}, {}
+    first = Subject(recipe, sizes, device); subjects, costs = {recipe.network.name: first}, {}
+    first.network, first.student, further(recipe, first.images(2))  # what cannot be built is refused before anything is measured
     for operation in needed(recipe, sizes):
         kind, seen = kind_of(operation, recipe)
         subject = subjects.setdefault(seen.network.name, Subject(seen, sizes, device))

@@ -9,9 +9,9 @@ __all__ = ['TEACHER', 'FIGURES', 'STAGES', 'SHARED', 'ENDED', 'BATCHES', 'plan',
            'version', 'locked', 'hold', 'Work', 'make_data', 'make_pretrain', 'make_backbone', 'make_align',
            'store_network', 'make_recover', 'with_extra', 'make_more', 'splits', 'make_peer', 'store_images',
            'make_relabel', 'stores', 'kept_line', 'agreement', 'make_figure', 'as_learned', 'teacher_of', 'full_data',
-           'steps', 'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order', 'check_batches', 'preview',
-           'check_students', 'check_lone', 'check_networks', 'complete', 'tested_alike', 'same_images', 'conclude',
-           'report_of', 'typed', 'unusual', 'with_peer', 'as_plain', 'sizes', 'curves', 'summary']
+           'steps', 'weighed', 'wanted', 'run', 'meet', 'stopped', 'in_order', 'check_batches', 'preview', 'built',
+           'further', 'check_students', 'check_lone', 'check_networks', 'complete', 'tested_alike', 'same_images',
+           'conclude', 'report_of', 'typed', 'unusual', 'with_peer', 'as_plain', 'sizes', 'curves', 'summary']
 
 # %% ../nbs/pipeline/11_run.ipynb #ea9e1dc3
 import contextlib, functools, hashlib, json, os, re, shlex, shutil, signal, sys, tempfile, time
@@ -553,12 +553,21 @@ def preview(work):
         from scdd.peers.compare import check_peer, find_peer
         check_peer(peer.method, work.train, recipe.recover.ipc, from_dict(peer.config, find_peer(peer.method)[1]), peer.teacher)
 
+def built(recipe, part, data):  # part: network or student
+    "A network of the recipe with random weights; one that there is not is refused by the option that was typed."
+    from scdd.models import build
+    with as_typed({"network.": f"--{part}."}): return build(getattr(recipe, part), data, 0)
+
+def further(recipe, data)->list:
+    "The same for the further networks that images are recovered from."
+    from scdd.models import build
+    with as_typed({"network.name": "--extra.backbones"}): return [build(replace(recipe.network, name=name), data, 0) for name in recipe.extra.backbones]
+
 def check_students(work):
     "Refuse a student that cannot be built for these images, or one that would see its images one by one and needs several at once."
-    from scdd.models import bn_layers, build
+    from scdd.models import bn_layers
     recipe = work.recipe
-    with as_typed({"network.": "--student."}): student = build(recipe.student, work.train, 0)
-    if not bn_layers(student): return
+    if not bn_layers(student := built(recipe, "student", work.train)): return
     if len(work.train.classes) * recipe.recover.ipc == 1: raise UserError("--recover.ipc 1: one image alone cannot train a network with BatchNorm, which needs at least two; give more images or more classes")
     check_lone(student, {"train": recipe.train, "hard": recipe.hard})
 
@@ -570,11 +579,9 @@ def check_lone(student, configs: dict):  # {"train": Train, …}
 
 def check_networks(work):
     "Refuse a network without BatchNorm, and additions that recovery cannot have."
-    from scdd.models import build, require_batchnorm
+    from scdd.models import require_batchnorm
     recipe = work.recipe
-    with as_typed({"network.": "--network."}): networks = [build(recipe.network, work.train, 0)]
-    with as_typed({"network.name": "--extra.backbones"}): networks += [build(replace(recipe.network, name=name), work.train, 0) for name in recipe.extra.backbones]
-    for network in networks: require_batchnorm(network, "recover")
+    for network in [built(recipe, "network", work.train), *further(recipe, work.train)]: require_batchnorm(network, "recover")
     if recipe.extra == Extra(): return
     from scdd.peers.decoupled import check_config
     with as_typed({"--config.recover.": "--recover.", "--config.": "--extra."}): check_config(with_extra(recipe), 1 + len(recipe.extra.backbones))

@@ -19,7 +19,7 @@ from .data import ImageData, class_folder, class_folders, decode_all, images_in,
 from .files import UserError, fingerprint, nearest, read_json, write_json, writing
 from .recipes import PROTOCOLS, Peer, Recipe, Relabel, Train, check_once, flatten, from_dict
 from .recover import SyntheticSet, from_pil, load_set, save_set, to_pil
-from .run import TEACHER, Work, as_learned, check_lone, claim, complete, elsewhere, is_first, key, locked, meet, once, say, typed, wait
+from .run import TEACHER, Work, as_learned, built, check_lone, claim, complete, elsewhere, is_first, key, locked, meet, once, say, typed, wait
 
 # %% ../nbs/practice/46_share.ipynb #4600000b
 def set_of(folder,  # of a set, or of a run
@@ -362,7 +362,6 @@ def score(place,           # a set, as `load_any` takes it
          )->tuple:         # what evaluate.json holds, and its folder
     "Students on a set and on as many random real images (or on as many bytes of them, too), under each protocol; what is done already is kept."
     from scdd.device import pick
-    from scdd.models import build
     place, chosen = Path(place), protocols(names, recipe, words)
     soft = any(config.labels != "hard" for config in chosen.values())
     if teacher and not soft: raise UserError(f"--teacher {teacher}: the protocols {' '.join(chosen)} have hard labels, which nobody writes; leave it out")
@@ -371,7 +370,7 @@ def score(place,           # a set, as `load_any` takes it
     made = load_any(place, work.train, recipe.data.size)
     random_like(work.train, made)
     if same_bytes: random_jpegs(work.train, bytes_of(made))
-    check_lone(build(recipe.student, work.train, 0), {"hard" if config.labels == "hard" else "train": config for config in chosen.values()})
+    check_lone(built(recipe, "student", work.train), {"hard" if config.labels == "hard" else "train": config for config in chosen.values()})
     with locked(folder):
         claim(folder, recipe, work.seed); wait()
         leader, who = labeller(work, reuse, teacher) if soft else (None, "")

@@ -220,3 +220,9 @@ def test_a_plan_is_held_against_a_run(tmp_path, capsys):
 def test_the_module_waits_for_torch():
     code = "import sys, scdd.plan; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+@pytest.mark.parametrize("words, said", [(["--network.name", "resnet99"], "--network.name resnet99"), (["--student.name", "resnet99"], "--student.name resnet99"), (["--extra.backbones", "nonet"], "--extra.backbones nonet")])
+def test_a_network_that_there_is_not_is_named_as_it_was_typed_before_anything_is_measured(words, said, capsys, monkeypatch):
+    monkeypatch.setattr(planning, "cost_of", lambda *_: pytest.fail("a step was measured"))
+    assert main(["plan", "digits", *words]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"scdd: {said}: there is no such network")

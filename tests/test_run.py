@@ -450,6 +450,13 @@ def test_every_method_in_a_run(method, ours, tmp_path):
     claim(tmp_path/"run", recipe, 0)  # the same recipe after JSON
     assert not list((tmp_path/"run").rglob("checkpoint.pt"))
 
+@pytest.mark.parametrize("name, silent", [("mine", True), ("digits", False)])
+def test_a_run_says_where_a_paper_gave_no_values(name, silent, ours, tmp_path, capsys):
+    recipe = replace(override(RECIPES["digits"], SMALL_RUN), name=name)
+    recipe = with_peer(recipe, "mtt", hurried("mtt", override(RECIPES["digits"], SMALL_RUN)))
+    run(recipe, tmp_path/"run", reuse=[ours], until="recover")
+    assert ("mtt: no values were published for digits at IPC 2" in "".join(capsys.readouterr())) is silent
+
 def test_the_typed_command_makes_the_same_recipe():
     recipe = with_peer(override(RECIPES["digits"], SMALL_RUN), "mtt", changed(usual("mtt", RECIPES["digits"]), {"iterations": 3, "zca": True}))
     words = shlex.split(typed(recipe, 0))

@@ -371,7 +371,7 @@ def test_help_is_there_and_says_what_there_is(capsys):
     for name in (*PROTOCOLS, "--protocol", "--teacher", "--train.epochs", "--reuse"): assert name in said, name
 
 @pytest.mark.parametrize("words, said", [(["--hard.batch", "1"], "--hard.batch 1: one image alone"), (["--train.batch", "1", "--protocol", "train"], "--train.batch 1: one image alone"),
-                                         (["--teacher", "TEACHER", "--protocol", "train"], "the network takes 3-channel images of 32 pixels, those of digits have 1 and 16")])
+                                         (["--student.name", "resnet99"], "--student.name resnet99: there is no such network"), (["--teacher", "TEACHER", "--protocol", "train"], "the network takes 3-channel images of 32 pixels, those of digits have 1 and 16")])
 def test_what_cannot_train_or_label_is_refused_first(words, said, strangers, tmp_path, capsys):
     from scdd.data import ImageData
     from scdd.models import build, save_network
